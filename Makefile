@@ -1,0 +1,59 @@
+# llm_gateway: PGXS build.
+#
+#   make && sudo make install        (PG_CONFIG=/path/to/pg_config for another server)
+#   make installcheck                against a running server that preloads llm_gateway
+
+EXTENSION = llm_gateway
+EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(srcdir)/llm_gateway.control)
+PGFILEDESC = "llm_gateway - large language models from SQL"
+
+MODULE_big = llm_gateway
+OBJS = \
+	llm_gateway.o \
+	src/call.o \
+	src/config.o \
+	src/config_check.o \
+	src/config_load.o \
+	src/cost.o \
+	src/dialect.o \
+	src/dialect_mock.o \
+	src/dialect_openai.o \
+	src/engine.o \
+	src/errors.o \
+	src/functions.o \
+	src/functions_admin.o \
+	src/functions_args.o \
+	src/functions_batch.o \
+	src/guc.o \
+	src/http.o \
+	src/json.o \
+	src/loop.o \
+	src/presets.o \
+	src/route.o \
+	src/secret.o \
+	src/shmem.o \
+	src/sse.o
+
+DATA = llm_gateway--1.0.sql
+
+REGRESS = $(sort $(patsubst $(srcdir)/sql/%.sql,%,$(wildcard $(srcdir)/sql/*.sql)))
+ISOLATION = $(sort $(patsubst $(srcdir)/specs/%.spec,%,$(wildcard $(srcdir)/specs/*.spec)))
+TAP_TESTS = 1
+REGRESS_OPTS = --inputdir=$(srcdir) --load-extension=llm_gateway
+ISOLATION_OPTS = $(REGRESS_OPTS)
+
+srcdir ?= .
+PG_CPPFLAGS = -I$(srcdir)/src $(shell curl-config --cflags) -DLLM_GATEWAY_VERSION='"$(EXTVERSION)"' \
+	-Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers \
+	$(LLM_GATEWAY_CFLAGS)
+SHLIB_LINK = $(shell curl-config --libs)
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+# Debian's PGXS is built without dependency tracking: track headers ourselves,
+# or an edited header leaves stale objects behind.
+COMPILE.c += -MMD -MP -MF $(@:.o=.d)
+-include $(OBJS:.o=.d)
+EXTRA_CLEAN += $(OBJS:.o=.d)

@@ -1,0 +1,72 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *	  Every difference between versions of PostgreSQL and libcurl.
+ *
+ * No other file tests PG_VERSION_NUM or LIBCURL_VERSION_NUM.  A file that uses
+ * one of the names below includes this header after PostgreSQL's own and, for
+ * the libcurl part, after <curl/curl.h>.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef LLMGW_COMPAT_H
+#define LLMGW_COMPAT_H
+
+#include "fmgr.h"
+#include "storage/latch.h"
+#if PG_VERSION_NUM >= 180000
+#include "storage/waiteventset.h"
+#endif
+#include "utils/wait_event.h"
+
+#if PG_VERSION_NUM < 150000 || PG_VERSION_NUM >= 190000
+#error "llm_gateway supports PostgreSQL 15 to 18"
+#endif
+
+/* 18: modules may name themselves and their version */
+#if PG_VERSION_NUM >= 180000
+#define LLMGW_MODULE_MAGIC \
+	PG_MODULE_MAGIC_EXT(.name = "llm_gateway", .version = LLM_GATEWAY_VERSION)
+#else
+#define LLMGW_MODULE_MAGIC	PG_MODULE_MAGIC
+#endif
+
+/*
+ * 17: a WaitEventSet belongs to a resource owner (NULL: to the process);
+ * before, to a memory context.  Ours lives as long as the process.
+ */
+#if PG_VERSION_NUM >= 170000
+#define llmgw_create_wait_event_set(n)	CreateWaitEventSet(NULL, (n))
+#else
+#define llmgw_create_wait_event_set(n)	CreateWaitEventSet(TopMemoryContext, (n))
+#endif
+
+/* 17: extensions may name their wait events */
+#if PG_VERSION_NUM >= 170000
+#define llmgw_wait_event(name)	WaitEventExtensionNew(name)
+#else
+#define llmgw_wait_event(name)	PG_WAIT_EXTENSION
+#endif
+
+#ifdef LIBCURL_VERSION_NUM
+
+/* 7.85: protocols as a string; the bit mask is deprecated since */
+#if LIBCURL_VERSION_NUM >= 0x075500
+#define LLMGW_CURL_PROTOCOLS			CURLOPT_PROTOCOLS_STR
+#define LLMGW_CURL_PROTOCOLS_VALUE		"http,https"
+#else
+#define LLMGW_CURL_PROTOCOLS			CURLOPT_PROTOCOLS
+#define LLMGW_CURL_PROTOCOLS_VALUE		((long) (CURLPROTO_HTTP | CURLPROTO_HTTPS))
+#endif
+
+/*
+ * 7.87: a cancelled call need not wait for the resolver's thread.  Older
+ * versions cannot keep the promise that a cancel ends a call at once.
+ */
+#if LIBCURL_VERSION_NUM < 0x075700
+#error "llm_gateway needs libcurl 7.87 or newer"
+#endif
+
+#endif							/* LIBCURL_VERSION_NUM */
+
+#endif							/* LLMGW_COMPAT_H */

@@ -1,0 +1,198 @@
+/*-------------------------------------------------------------------------
+ *
+ * config.h
+ *	  The configuration cache: the tables that a user edits, as structs.
+ *
+ * A configuration is a snapshot of all those tables, read at one moment, in a
+ * memory context of its own, and never changed afterwards (but for the fields
+ * marked "learned").  A change of any row makes the next call read a new one;
+ * calls that are under way keep theirs until they end, by pinning it.
+ *
+ * Private to the process: nothing here is shared or locked.  Only
+ * config_load.c reads the tables, only config_check.c (row triggers) judges
+ * what is written to them.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef LLMGW_CONFIG_H
+#define LLMGW_CONFIG_H
+
+#include "utils/jsonb.h"
+
+#include "dialect.h"
+#include "errors.h"
+#include "secret.h"
+
+/* USD per one million tokens in nano-dollars; -1: unknown */
+typedef int64 LlmPrice;
+
+#define LLMGW_PRICE_UNKNOWN		((LlmPrice) -1)
+
+typedef struct LlmProvider
+{
+	const char *name;
+	const char *kind;
+	const LlmDialect *dialect;	/* NULL: no dialect of that kind in this version */
+	const char *base_url;		/* never NULL if the kind has a default */
+	const char *api_key;		/* the reference as written; NULL: none */
+	LlmSecretRef key_ref;
+	const char *stored_secret;	/* value of a secret: reference; NULL: no such */
+	const char *secret_host;	/* host that the stored secret is bound to */
+	const char *failure_domain;
+	bool		enabled;
+	double		weight;
+	int			connect_ms;		/* times in ms, 0: no limit */
+	int			first_byte_ms;
+	int			idle_ms;
+	int			total_ms;
+	Jsonb	   *options;		/* NULL: none */
+	bool		stream;			/* options.stream, default true */
+} LlmProvider;
+
+typedef struct LlmTier
+{
+	const char *name;
+	int			rank;			/* 1: the best */
+	const char *system_prompt_suffix;	/* may be NULL */
+	const char *notice;			/* may be NULL */
+} LlmTier;
+
+typedef struct LlmModel
+{
+	const LlmProvider *provider;
+	const char *name;
+	const char *upstream_name;	/* what the provider is asked for; never NULL */
+	const LlmTier *tier;
+	double		quality;
+	LlmPrice	input_price;
+	LlmPrice	output_price;
+	LlmPrice	cached_input_price;
+	LlmPrice	cache_write_price;
+	int			context_window; /* tokens; 0: unknown */
+	int			max_output_tokens;	/* 0: unknown */
+	int			ncapabilities;	/* -1: unknown */
+	const char **capabilities;
+	int			first_byte_ms;	/* -1: the provider's */
+	int			total_ms;		/* -1: the provider's */
+	double		weight;
+	bool		enabled;
+
+	/* learned: set when the provider asked for the other name of the limit */
+	LlmTokenParam token_param;
+} LlmModel;
+
+typedef struct LlmPriority
+{
+	const char *name;
+	int			rank;			/* 1 is served first */
+	const char *required_role;	/* NULL: anybody may use it */
+} LlmPriority;
+
+typedef struct LlmTask
+{
+	const char *name;
+	bool		enabled;
+} LlmTask;
+
+typedef struct LlmRule
+{
+	int64		id;
+	const char *task;			/* NULL: any */
+	const char *alias;			/* NULL: not an alias */
+	const char *model;
+	int			rank;
+	bool		enabled;
+	const char *role;			/* NULL: any */
+	Jsonb	   *tags;			/* NULL: any */
+} LlmRule;
+
+typedef struct LlmPolicy
+{
+	int			max_retries;
+	int			backoff_ms;
+	bool		fallback;
+	bool		trips_breaker;
+} LlmPolicy;
+
+typedef struct LlmConfig
+{
+	MemoryContext context;
+	int			pins;			/* calls that use it, plus one for the cache */
+	Oid			extension;
+	Oid			schema;
+
+	int			nproviders;		/* by name */
+	LlmProvider *providers;
+	int			nmodels;		/* by name, then provider's name */
+	LlmModel   *models;
+	int			ntiers;			/* by rank, then name */
+	LlmTier    *tiers;
+	int			npriorities;	/* by rank, then name */
+	LlmPriority *priorities;
+	int			ntasks;			/* by name */
+	LlmTask    *tasks;
+	int			nrules;			/* by rank, then id */
+	LlmRule    *rules;
+
+	/* by class, for every provider; see llmgw_config_policy() */
+	LlmPolicy	policies[LLMGW_NATTEMPT_CLASSES];
+	int			nprovider_policies;
+	struct LlmProviderPolicy
+	{
+		const char *provider;
+		LlmErrorClass error_class;
+		LlmPolicy	policy;
+	}		   *provider_policies;
+} LlmConfig;
+
+/* config.c */
+
+extern void llmgw_config_init(void);
+
+/*
+ * The configuration as of now: what this transaction has changed and what
+ * others have committed, in every isolation level.  Reads the tables when
+ * something changed.  Raises 55000 when the extension is not installed in this
+ * database, and 53200.  The result is valid until the next call of this
+ * function, or as long as it is pinned.
+ */
+extern LlmConfig *llmgw_config_get(void);
+
+/* Keeps it until the memory context is reset or deleted. */
+extern void llmgw_config_pin(LlmConfig *config, MemoryContext context);
+
+/* Lookups; NULL when there is none. */
+extern const LlmProvider *llmgw_config_provider(const LlmConfig *config, const char *name);
+extern const LlmPriority *llmgw_config_priority(const LlmConfig *config, const char *name);
+extern const LlmTier *llmgw_config_tier(const LlmConfig *config, const char *name);
+extern const LlmTask *llmgw_config_task(const LlmConfig *config, const char *name);
+extern const LlmPolicy *llmgw_config_policy(const LlmConfig *config, LlmErrorClass error_class,
+											const char *provider);
+
+/*
+ * Tells this session at its next command, and others at commit, that the
+ * configuration changed; undone by rollback.
+ */
+extern void llmgw_config_invalidate(Relation rel);
+
+/* config_load.c, for config.c */
+
+/* the tables whose change makes a configuration stale; ends with NULL */
+extern const char *const llmgw_config_tables[];
+
+#define LLMGW_NCONFIG_TABLES	8
+
+/*
+ * Reads all tables into a new configuration (pins = 1) below TopMemoryContext,
+ * and fills in the tables' OIDs.  Leaves nothing behind when it raises.
+ */
+extern LlmConfig *llmgw_config_load(Oid tables[LLMGW_NCONFIG_TABLES]);
+
+/*
+ * The URL check that the row trigger and the connection share.  NULL when the
+ * host may be talked to (llm_gateway.allowed_hosts), else a palloc'd reason;
+ * *hint is then the remedy.
+ */
+extern char *llmgw_host_refused(const char *base_url, char **hint);
+
+#endif							/* LLMGW_CONFIG_H */

@@ -1,0 +1,37 @@
+/*-------------------------------------------------------------------------
+ *
+ * cost.h
+ *	  What tokens cost, in integer nano-dollars.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef LLMGW_COST_H
+#define LLMGW_COST_H
+
+#include "config.h"
+
+/* Money: 1 = 10^-9 USD.  -1: unknown, the model has no price. */
+typedef int64 LlmNano;
+
+#define LLMGW_COST_UNKNOWN		((LlmNano) -1)
+
+/*
+ * The cost of a usage: uncached input, cached input, cache writes and output
+ * each at their price per million tokens, summed exactly and rounded once,
+ * half up.  Without a price of its own a cached or cache-written token costs
+ * what an input token costs.
+ */
+extern LlmNano llmgw_cost(const LlmModel *model, const LlmUsage *usage);
+
+/*
+ * An estimate before the call: characters / 4 input tokens, and as output
+ * max_tokens or, where that is 0, LLMGW_EXPECTED_OUTPUT, at most what the model
+ * can produce.
+ */
+#define LLMGW_EXPECTED_OUTPUT	256
+extern LlmNano llmgw_cost_estimate(const LlmModel *model, int64 characters, int max_tokens);
+
+/* the amount as a numeric in USD with nine decimals at most; NULL datum's caller checks */
+extern Datum llmgw_nano_to_numeric(LlmNano nano);
+
+#endif							/* LLMGW_COST_H */

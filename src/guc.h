@@ -1,0 +1,60 @@
+/*-------------------------------------------------------------------------
+ *
+ * guc.h
+ *	  The settings llm_gateway.*
+ *
+ * Defined once by _PG_init; other modules only read them.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef LLMGW_GUC_H
+#define LLMGW_GUC_H
+
+typedef enum LlmOnError
+{
+	LLMGW_ON_ERROR_RAISE,
+	LLMGW_ON_ERROR_NULL
+} LlmOnError;
+
+typedef enum LlmCacheMode
+{
+	LLMGW_CACHE_OFF,
+	LLMGW_CACHE_AUTO,
+	LLMGW_CACHE_ON,
+	LLMGW_CACHE_REFRESH,
+	LLMGW_CACHE_ONLY
+} LlmCacheMode;
+
+typedef enum LlmOptimize
+{
+	LLMGW_OPTIMIZE_NONE,
+	LLMGW_OPTIMIZE_QUALITY,
+	LLMGW_OPTIMIZE_COST,
+	LLMGW_OPTIMIZE_SPEED
+} LlmOptimize;
+
+/* set by superusers */
+extern bool llmgw_enabled;
+extern char *llmgw_allowed_hosts;
+extern char *llmgw_ca_file;
+extern char *llmgw_proxy;
+extern char *llmgw_secret_env_pattern;
+extern int	llmgw_max_response_size;	/* kB */
+extern int	llmgw_max_batch_concurrency;
+
+/* set by anyone */
+extern char *llmgw_default_priority;
+extern int	llmgw_default_optimize; /* LlmOptimize */
+extern int	llmgw_default_timeout;	/* ms; 0: none */
+extern int	llmgw_on_error;		/* LlmOnError */
+extern int	llmgw_cache;		/* LlmCacheMode */
+extern int	llmgw_batch_concurrency;
+extern char *llmgw_tags;		/* a JSON object, or "" */
+
+extern void llmgw_guc_init(void);
+
+/* the value of a word as the arguments cache and optimize spell it; -1: none */
+extern int	llmgw_cache_mode_from_name(const char *name);
+extern int	llmgw_optimize_from_name(const char *name);
+
+#endif							/* LLMGW_GUC_H */

@@ -1,0 +1,54 @@
+/*-------------------------------------------------------------------------
+ *
+ * sse.h
+ *	  Cuts a stream of bytes into events.
+ *
+ * Server-sent events (WHATWG HTML, section 9.2) and lines of JSON (NDJSON).
+ * Input comes in pieces of any size, cut anywhere, also inside a character or
+ * between CR and LF.  Every byte is looked at once.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef LLMGW_SSE_H
+#define LLMGW_SSE_H
+
+#include "lib/stringinfo.h"
+
+typedef enum LlmFraming
+{
+	LLMGW_FRAMING_SSE,
+	LLMGW_FRAMING_NDJSON
+} LlmFraming;
+
+typedef struct LlmEventParser
+{
+	LlmFraming	framing;
+	StringInfoData line;		/* bytes of an unfinished line */
+	StringInfoData data;		/* "data" of the event under construction */
+	char		event[64];		/* its "event" field; longer ones are cut */
+	bool		has_data;
+	bool		after_cr;		/* a LF now belongs to the CR before */
+	bool		at_start;		/* a byte order mark may come */
+} LlmEventParser;
+
+/*
+ * Receives one event: name ("message" where the stream names none) and its
+ * data, NUL-terminated.  Both are valid only during the call.  Returns false to
+ * stop: the rest of the piece is dropped.
+ */
+typedef bool (*LlmEventFn) (void *arg, const char *name, char *data, size_t len);
+
+/* The parser's buffers are palloc'd in the current context. */
+extern void llmgw_sse_init(LlmEventParser *parser, LlmFraming framing);
+
+/* Feeds a piece; calls fn for each event that it completes. */
+extern void llmgw_sse_feed(LlmEventParser *parser, const char *bytes,
+						   size_t len, LlmEventFn fn, void *arg);
+
+/*
+ * The stream ended.  An SSE event without its empty line is incomplete and is
+ * not delivered; a last NDJSON line without a newline is.
+ */
+extern void llmgw_sse_finish(LlmEventParser *parser, LlmEventFn fn, void *arg);
+
+#endif							/* LLMGW_SSE_H */
