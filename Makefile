@@ -13,6 +13,7 @@ OBJS = \
 	src/call.o \
 	src/config.o \
 	src/config_check.o \
+	src/config_host.o \
 	src/config_load.o \
 	src/cost.o \
 	src/dialect.o \
@@ -26,6 +27,7 @@ OBJS = \
 	src/functions_batch.o \
 	src/guc.o \
 	src/http.o \
+	src/judge.o \
 	src/json.o \
 	src/loop.o \
 	src/presets.o \

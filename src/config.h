@@ -18,6 +18,7 @@
 #define LLMGW_CONFIG_H
 
 #include "utils/jsonb.h"
+#include "utils/relcache.h"
 
 #include "dialect.h"
 #include "errors.h"
@@ -34,6 +35,8 @@ typedef struct LlmProvider
 	const char *kind;
 	const LlmDialect *dialect;	/* NULL: no dialect of that kind in this version */
 	const char *base_url;		/* never NULL if the kind has a default */
+	LlmUrl		url;			/* of base_url */
+	const char *url_problem;	/* why base_url cannot be used; NULL: it can */
 	const char *api_key;		/* the reference as written; NULL: none */
 	LlmSecretRef key_ref;
 	const char *stored_secret;	/* value of a secret: reference; NULL: no such */
@@ -170,29 +173,42 @@ extern const LlmPolicy *llmgw_config_policy(const LlmConfig *config, LlmErrorCla
 											const char *provider);
 
 /*
- * Tells this session at its next command, and others at commit, that the
- * configuration changed; undone by rollback.
+ * Tells this session at its next command, and others at commit, that a
+ * configuration table changed; undone by rollback.
  */
 extern void llmgw_config_invalidate(Relation rel);
 
-/* config_load.c, for config.c */
-
-/* the tables whose change makes a configuration stale; ends with NULL */
-extern const char *const llmgw_config_tables[];
+/* config_load.c, for config.c and the admin functions */
 
 #define LLMGW_NCONFIG_TABLES	8
 
-/*
- * Reads all tables into a new configuration (pins = 1) below TopMemoryContext,
- * and fills in the tables' OIDs.  Leaves nothing behind when it raises.
- */
-extern LlmConfig *llmgw_config_load(Oid tables[LLMGW_NCONFIG_TABLES]);
+typedef struct LlmConfigTables
+{
+	Oid			extension;
+	Oid			schema;
+	Oid			relations[LLMGW_NCONFIG_TABLES];
+} LlmConfigTables;
 
 /*
- * The URL check that the row trigger and the connection share.  NULL when the
- * host may be talked to (llm_gateway.allowed_hosts), else a palloc'd reason;
- * *hint is then the remedy.
+ * Finds the extension's tables by its OID, never by search_path.  Raises 55000
+ * when the extension is not installed in this database.
+ */
+extern void llmgw_config_find_tables(LlmConfigTables *tables);
+
+/*
+ * Reads all tables into a new configuration (pins = 1) below TopMemoryContext.
+ * Leaves nothing behind when it raises.
+ */
+extern LlmConfig *llmgw_config_load(const LlmConfigTables *tables);
+
+/* config_host.c */
+
+/*
+ * Whether a host may be talked to (llm_gateway.allowed_hosts): NULL when it
+ * may, else a palloc'd reason, and *hint the remedy.  The same check for the
+ * row trigger, which has the text, and for each connection.
  */
 extern char *llmgw_host_refused(const char *base_url, char **hint);
+extern char *llmgw_url_refused(const LlmUrl *url, char **hint);
 
 #endif							/* LLMGW_CONFIG_H */

@@ -14,6 +14,10 @@
  * from the wire, which are UTF-8.  Nothing in a provider's bytes makes these
  * functions raise an error: what is wrong with an answer is a field of it.
  *
+ * What becomes part of an answer is allocated where llmgw_answer_init() was
+ * called; everything else is garbage in the current memory context, which the
+ * caller resets after each event or response.
+ *
  *-------------------------------------------------------------------------
  */
 #ifndef LLMGW_DIALECT_H
@@ -21,6 +25,7 @@
 
 #include "lib/stringinfo.h"
 #include "utils/jsonb.h"
+#include "utils/memutils.h"
 
 #include "errors.h"
 #include "http.h"
@@ -83,7 +88,8 @@ typedef struct LlmAnswer
 	const char *finish_reason;	/* stop, length, tool_calls, content_filter, or
 								 * the provider's own word; NULL: not said */
 	bool		has_content;	/* a choice was seen, if only an empty one */
-	bool		complete;		/* the provider said that this is the end */
+	bool		complete;		/* the model is done: nothing is missing */
+	bool		ended;			/* the provider said that nothing more comes */
 	char	   *refusal;		/* the model's words of refusal, or NULL */
 	LlmUsage	usage;
 	int			ntool_calls;
@@ -120,7 +126,10 @@ typedef struct LlmDialect
 	void		(*parse_response) (const LlmWireCall *call, const char *body,
 								   size_t len, LlmAnswer *answer);
 
-	/* One event of a streamed answer. */
+	/*
+	 * One event of a streamed answer.  The first error stays; events after it
+	 * are still read for the usage, so the caller may go on to the end.
+	 */
 	void		(*parse_event) (const LlmWireCall *call, const char *name,
 								const char *data, size_t len, LlmAnswer *answer);
 
@@ -160,6 +169,9 @@ extern const char *llmgw_dialect_kinds(void);
 /* sets text to an empty buffer in the current context and the rest to zero */
 extern void llmgw_answer_init(LlmAnswer *answer);
 
+/* the context that the answer's parts live in */
+#define llmgw_answer_context(answer)	GetMemoryChunkContext((answer)->text.data)
+
 /* the tool calls as a jsonb array in OpenAI's shape; NULL when there are none */
 extern Jsonb *llmgw_answer_tool_calls(const LlmAnswer *answer);
 
@@ -173,8 +185,48 @@ extern bool llmgw_param_known(const char *key, const JsonbValue *value,
 /* the known keys, for messages */
 extern const char *llmgw_param_names(void);
 
+/* One key of a JSON object that a user writes. */
+typedef enum LlmOptionType
+{
+	LLMGW_OPTION_BOOL,
+	LLMGW_OPTION_INT,
+	LLMGW_OPTION_NUMBER,
+	LLMGW_OPTION_TEXT,
+	LLMGW_OPTION_STOP,			/* a string or an array of up to 16 */
+	LLMGW_OPTION_EXTRA,			/* members for the request's body */
+	LLMGW_OPTION_HEADERS		/* strings that become HTTP headers */
+} LlmOptionType;
+
+typedef struct LlmOption
+{
+	const char *name;
+	LlmOptionType type;
+	int64		min;			/* of an integer */
+	int64		max;
+} LlmOption;
+
+/*
+ * Checks an object against n known keys, for check_options.  A null counts as
+ * not given.
+ */
+extern char *llmgw_options_check(Jsonb *options, const LlmOption *known, int n);
+
+/*
+ * Limits as most providers send them: Retry-After and its relatives, OpenAI's
+ * x-ratelimit-*, Google's RetryInfo, and "try again in 5.2s" in a message.
+ */
+extern void llmgw_read_limits(const char *headers, const char *body, size_t len,
+							  int64 wall_clock, LlmRateInfo *info);
+
 /* dialect_openai.c, used by dialects that share its wire format */
 extern const LlmDialect llmgw_dialect_openai;
+
+extern void llmgw_openai_parse_response(const LlmWireCall *call, const char *body,
+										size_t len, LlmAnswer *answer);
+extern void llmgw_openai_parse_event(const LlmWireCall *call, const char *name,
+									 const char *data, size_t len, LlmAnswer *answer);
+extern void llmgw_openai_read_error(const LlmWireCall *call, int http_status,
+									const char *body, size_t len, LlmAnswer *answer);
 
 /* dialect_mock.c */
 extern const LlmDialect llmgw_dialect_mock;

@@ -66,17 +66,45 @@ extern int	llmgw_error_class_sqlstate(LlmErrorClass class);
 /* what a user can do about it, for HINT; never NULL */
 extern const char *llmgw_error_class_hint(LlmErrorClass class);
 
+/* What an error answer says; each may be NULL. */
+typedef struct LlmErrorWords
+{
+	const char *code;			/* a number as its digits */
+	const char *type;
+	const char *inner_code;		/* of a nested reason (Azure) */
+	const char *message;
+} LlmErrorWords;
+
+/*
+ * The class of an error answer.  The HTTP status decides first; the words only
+ * tell apart what one status stands for.  Status 0 (an error inside an answer
+ * with status 200) leaves all to the words.  Never LLMGW_OK.
+ */
+extern LlmErrorClass llmgw_error_classify(int http_status,
+										  const LlmErrorWords *words);
+
+/*
+ * Whether the words refuse a parameter as unknown to the model or server, as
+ * against its value.
+ */
+extern bool llmgw_error_unsupported(const char *message);
+
 /*
  * Returns text from a provider, made safe to show: at most max_bytes bytes
- * (cut at a character, with an ellipsis), control characters as spaces.  The
- * input is in the server's encoding; the result is palloc'd.
+ * (cut at a character, with an ellipsis), control characters as spaces, no
+ * white space at the ends or in runs.  The input is in the server's encoding
+ * (in a SQL_ASCII database it may be any bytes); the result is palloc'd.
  */
 extern char *llmgw_clean_text(const char *text, size_t max_bytes);
 
 /*
  * Overwrites every occurrence of the key in the buffer with asterisks.  A
- * provider may echo the key in an error or, a hostile one, in an answer.
+ * provider may echo the key in an error or, a hostile one, in an answer.  A key
+ * shorter than LLMGW_MIN_MASKED_KEY bytes is left alone: it is one of the
+ * placeholders that local servers are given ("none", "ollama"), and masking it
+ * would damage ordinary answers.
  */
+#define LLMGW_MIN_MASKED_KEY	7
 extern void llmgw_mask_key(char *text, size_t len, const char *key);
 
 #endif							/* LLMGW_ERRORS_H */

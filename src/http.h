@@ -82,7 +82,6 @@ typedef struct LlmHttpRequest
 	int			idle_ms;
 	int			total_ms;
 	int64		max_response;	/* bytes of body; 0: no limit */
-	bool		allow_private;	/* whether link-local addresses are allowed */
 	const char *ca_file;		/* NULL: the system's */
 	const char *proxy;			/* NULL: none; never the environment's */
 } LlmHttpRequest;
@@ -92,8 +91,7 @@ typedef struct LlmTransfer
 	/* for the owner to read between turns of the loop */
 	LlmHttpOutcome outcome;
 	int			http_status;	/* 0 until the headers are there */
-	const char *content_type;	/* in headers; NULL: none sent */
-	const char *headers;		/* "name: value" lines, NUL-terminated, or "" */
+	const char *headers;		/* "name: value\n" lines, NUL-terminated */
 	char	   *data;			/* body bytes not yet taken */
 	size_t		len;
 	size_t		total;			/* all body bytes so far */
@@ -104,21 +102,21 @@ typedef struct LlmTransfer
 	char		message[CURL_ERROR_SIZE];	/* why it failed, in curl's words */
 
 	/* private to http.c */
+	LlmCurlDone done;
 	LlmReady	ready;
 	LlmTimer	timer;
 	MemoryContextCallback reset;
 	LlmInstant	first_byte_by;
 	LlmInstant	ended_by;
-	int64		idle_us;
+	int64		idle_us;		/* 0: no limit */
 	int64		max_response;
 	CURL	   *easy;
 	struct curl_slist *slist;
-	bool		in_multi;
-	bool		connected;
 	bool		refused_address;
-	bool		allow_private;
+	bool		no_socket;
+	bool		no_memory;
 	size_t		size;			/* allocated bytes of data */
-	char	   *header_buf;
+	char	   *header_buf;		/* what headers points to, when not NULL */
 	size_t		header_len;
 	size_t		header_size;
 	const LlmReplay *replay;

@@ -25,9 +25,16 @@
 /*
  * Parses len bytes of UTF-8.  Returns a palloc'd document, or NULL with
  * *reason (palloc'd) set: not UTF-8, not JSON, too deep, a character that the
- * server's encoding cannot hold.
+ * server's encoding cannot hold.  The reason is one line for people and holds
+ * nothing of the document.
+ *
+ * Works in the current memory context and leaves its garbage there: who parses
+ * many documents resets a context between them.  Needs no transaction.
  */
 extern Jsonb *llmgw_json_parse(const char *utf8, size_t len, char **reason);
+
+/* the same for a NUL-terminated text in the server's encoding, e.g. a setting */
+extern Jsonb *llmgw_json_parse_text(const char *text, char **reason);
 
 /*
  * Follow object keys from a container; the path ends with a NULL:
@@ -40,13 +47,22 @@ extern bool llmgw_json_get(JsonbContainer *c, JsonbValue *result,...);
 /* the same for a string (palloc'd), a number or a boolean; NULL/false/default otherwise */
 extern char *llmgw_json_get_text(JsonbContainer *c,...);
 extern bool llmgw_json_get_int(JsonbContainer *c, int64 *result,...);
-extern bool llmgw_json_get_bool(JsonbContainer *c, bool dflt,...);
+extern bool llmgw_json_get_bool(JsonbContainer *c, int dflt,...);
 
 /* a palloc'd C string of a string value; of a number, its digits; else NULL */
 extern char *llmgw_json_value_text(const JsonbValue *v);
 
 /* whether the value fits an int64; a fraction is cut off */
 extern bool llmgw_json_value_int(const JsonbValue *v, int64 *result);
+
+/*
+ * Walks over the members of an object, in jsonb's order:
+ *		JsonbIterator *it = NULL;
+ *		while (llmgw_json_next_member(c, &it, &key, &value)) ...
+ * The key is palloc'd.  Of anything but an object there are no members.
+ */
+extern bool llmgw_json_next_member(JsonbContainer *c, JsonbIterator **it,
+								   char **key, JsonbValue *value);
 
 /* json.c: writing */
 
@@ -56,7 +72,10 @@ extern bool llmgw_json_value_int(const JsonbValue *v, int64 *result);
  */
 extern void llmgw_json_key(StringInfo buf, const char *key);
 
-/* appends "key": "value", the value escaped */
+/*
+ * Appends "key": "value", the value escaped.  Raises 22021 when a SQL_ASCII
+ * database holds a value that is not UTF-8.
+ */
 extern void llmgw_json_put_text(StringInfo buf, const char *key, const char *value);
 extern void llmgw_json_put_int(StringInfo buf, const char *key, int64 value);
 extern void llmgw_json_put_bool(StringInfo buf, const char *key, bool value);
@@ -68,7 +87,8 @@ extern void llmgw_json_append_value(StringInfo buf, JsonbValue *value);
 /*
  * The document as UTF-8: buf->data itself where the server's encoding is
  * UTF-8, a palloc'd copy otherwise.  Raises 22021 when a SQL_ASCII database
- * holds bytes that are not UTF-8.
+ * holds bytes that are not UTF-8.  Where the server's encoding is a third one
+ * this looks up a conversion, and needs a transaction.
  */
 extern char *llmgw_json_to_utf8(StringInfo buf, size_t *len);
 

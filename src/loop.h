@@ -22,6 +22,7 @@
 #define LLMGW_LOOP_H
 
 #include <curl/curl.h>
+#include <signal.h>
 
 #include "lib/ilist.h"
 #include "lib/pairingheap.h"
@@ -55,6 +56,17 @@ typedef struct LlmReady
 	bool		queued;
 	void	   *owner;			/* what is ready, for who looks */
 } LlmReady;
+
+/*
+ * What an easy handle's CURLOPT_PRIVATE points to: told when its transfer is
+ * over.  Called inside the guard; must neither raise an error nor remove the
+ * handle from the multi handle.
+ */
+typedef struct LlmCurlDone LlmCurlDone;
+struct LlmCurlDone
+{
+	void		(*fn) (LlmCurlDone *done, CURLcode result);
+};
 
 /* Makes the loop on first use.  Raises 53000 when curl cannot start. */
 extern CURLM *llmgw_loop_multi(void);

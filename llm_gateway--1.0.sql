@@ -1,0 +1,687 @@
+/* llm_gateway--1.0.sql */
+
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION llm_gateway" to load this file. \quit
+
+-- Order: the tables that a user edits, their rows, their triggers, what a dump
+-- holds of them; then the functions.  Names carry the schema, because another
+-- role may own objects of the same name in a schema that existed before.
+--
+-- Rows that are created here are marked "builtin".  A row that a user writes,
+-- and a seed that a user edits, is not; those are what a dump contains.
+
+
+-- ---------------------------------------------------------------------------
+-- Stored secrets
+-- ---------------------------------------------------------------------------
+
+-- A key as text would be readable by roles that bypass row security; as a type
+-- of its own it is printed to superusers only.  Stored plain, so that no part
+-- of it ever is in a TOAST table.
+CREATE TYPE @extschema@._llm_secret;
+
+CREATE FUNCTION @extschema@._llm_secret_in(pg_catalog.cstring)
+RETURNS @extschema@._llm_secret
+AS 'MODULE_PATHNAME', 'llmgw_sql_secret_in'
+LANGUAGE C STABLE STRICT PARALLEL SAFE COST 1;
+REVOKE ALL ON FUNCTION @extschema@._llm_secret_in(pg_catalog.cstring) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@._llm_secret_in(pg_catalog.cstring)
+IS 'internal: input function of _llm_secret';
+
+CREATE FUNCTION @extschema@._llm_secret_out(@extschema@._llm_secret)
+RETURNS pg_catalog.cstring
+AS 'MODULE_PATHNAME', 'llmgw_sql_secret_out'
+LANGUAGE C STABLE STRICT PARALLEL SAFE COST 1;
+REVOKE ALL ON FUNCTION @extschema@._llm_secret_out(@extschema@._llm_secret) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@._llm_secret_out(@extschema@._llm_secret)
+IS 'internal: output function of _llm_secret; asterisks for all but superusers';
+
+CREATE TYPE @extschema@._llm_secret (
+    INPUT = @extschema@._llm_secret_in,
+    OUTPUT = @extschema@._llm_secret_out,
+    INTERNALLENGTH = VARIABLE,
+    ALIGNMENT = int4,
+    STORAGE = plain
+);
+REVOKE ALL ON TYPE @extschema@._llm_secret FROM PUBLIC;
+COMMENT ON TYPE @extschema@._llm_secret
+IS 'internal: the bytes of a key';
+
+CREATE TABLE @extschema@._llm_secrets (
+    name text PRIMARY KEY,
+    value @extschema@._llm_secret NOT NULL,
+    allowed_host text,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    updated_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+-- Never dumped, never sampled: statistics would hold keys.
+ALTER TABLE @extschema@._llm_secrets ALTER COLUMN value SET STATISTICS 0;
+ALTER TABLE @extschema@._llm_secrets ENABLE ROW LEVEL SECURITY;
+ALTER TABLE @extschema@._llm_secrets FORCE ROW LEVEL SECURITY;
+REVOKE ALL ON TABLE @extschema@._llm_secrets FROM PUBLIC;
+COMMENT ON TABLE @extschema@._llm_secrets
+IS 'internal: keys stored by llm_set_secret; readable by no role short of superuser, and never dumped';
+COMMENT ON COLUMN @extschema@._llm_secrets.name
+IS 'what llm_providers.api_key refers to as secret:NAME';
+COMMENT ON COLUMN @extschema@._llm_secrets.value
+IS 'the key';
+COMMENT ON COLUMN @extschema@._llm_secrets.allowed_host
+IS 'the only host[:port] that the key is sent to; NULL: any host that llm_gateway.allowed_hosts permits';
+COMMENT ON COLUMN @extschema@._llm_secrets.created_at
+IS 'when the secret was first set';
+COMMENT ON COLUMN @extschema@._llm_secrets.updated_at
+IS 'when the secret was last set';
+
+
+-- ---------------------------------------------------------------------------
+-- Configuration
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE @extschema@.llm_tiers (
+    name text PRIMARY KEY,
+    rank integer NOT NULL DEFAULT 100,
+    system_prompt_suffix text,
+    notice text,
+    builtin boolean NOT NULL DEFAULT false
+);
+REVOKE ALL ON TABLE @extschema@.llm_tiers FROM PUBLIC;
+COMMENT ON TABLE @extschema@.llm_tiers
+IS 'classes of models, from the best to the cheapest; a budget that runs low takes the better ones away';
+COMMENT ON COLUMN @extschema@.llm_tiers.name
+IS 'what llm_models.tier and the argument min_tier refer to';
+COMMENT ON COLUMN @extschema@.llm_tiers.rank
+IS '1 is the best tier; a higher number is a cheaper one';
+COMMENT ON COLUMN @extschema@.llm_tiers.system_prompt_suffix
+IS 'text added to the system prompt of a call that this tier answers; NULL: none';
+COMMENT ON COLUMN @extschema@.llm_tiers.notice
+IS 'what the caller is told when a call is answered by this tier because a better one was not to be had; NULL: nothing';
+COMMENT ON COLUMN @extschema@.llm_tiers.builtin
+IS 'whether the row is as the extension created it; cleared by any edit';
+
+CREATE TABLE @extschema@.llm_providers (
+    name text PRIMARY KEY,
+    kind text NOT NULL DEFAULT 'openai',
+    base_url text,
+    api_key text,
+    failure_domain text,
+    enabled boolean NOT NULL DEFAULT true,
+    weight real NOT NULL DEFAULT 1,
+    max_concurrency integer,
+    requests_per_minute integer,
+    tokens_per_minute integer,
+    connect_timeout interval NOT NULL DEFAULT '5 s',
+    first_byte_timeout interval NOT NULL DEFAULT '30 s',
+    idle_timeout interval NOT NULL DEFAULT '30 s',
+    total_timeout interval NOT NULL DEFAULT '120 s',
+    breaker_failures integer NOT NULL DEFAULT 3,
+    breaker_window interval NOT NULL DEFAULT '60 s',
+    breaker_cooldown interval NOT NULL DEFAULT '30 s',
+    probe boolean NOT NULL DEFAULT true,
+    options jsonb
+);
+REVOKE ALL ON TABLE @extschema@.llm_providers FROM PUBLIC;
+COMMENT ON TABLE @extschema@.llm_providers
+IS 'endpoints that models are asked at; llm_add_provider fills in well-known ones';
+COMMENT ON COLUMN @extschema@.llm_providers.name
+IS 'any name without a slash';
+COMMENT ON COLUMN @extschema@.llm_providers.kind
+IS 'the wire format that the endpoint speaks: openai (also any compatible server), mock, ...';
+COMMENT ON COLUMN @extschema@.llm_providers.base_url
+IS 'as the provider''s own SDK takes it, such as https://api.openai.com/v1; NULL: the public endpoint of the kind';
+COMMENT ON COLUMN @extschema@.llm_providers.api_key
+IS 'a reference to the key, env:NAME, file:NAME or secret:NAME, never the key itself; NULL: none is sent';
+COMMENT ON COLUMN @extschema@.llm_providers.failure_domain
+IS 'providers that go down together share one; NULL: the name of the provider';
+COMMENT ON COLUMN @extschema@.llm_providers.enabled
+IS 'false: none of its models is a candidate';
+COMMENT ON COLUMN @extschema@.llm_providers.weight
+IS 'share of the calls among providers of one model, multiplied by the weight of the model';
+COMMENT ON COLUMN @extschema@.llm_providers.max_concurrency
+IS 'most calls under way at one time; NULL: not limited';
+COMMENT ON COLUMN @extschema@.llm_providers.requests_per_minute
+IS 'most requests a minute; NULL: not limited';
+COMMENT ON COLUMN @extschema@.llm_providers.tokens_per_minute
+IS 'most tokens a minute, input and output; NULL: not limited';
+COMMENT ON COLUMN @extschema@.llm_providers.connect_timeout
+IS 'longest time to resolve the name, connect and agree on TLS; 0: not limited';
+COMMENT ON COLUMN @extschema@.llm_providers.first_byte_timeout
+IS 'longest time from the request to the first byte of the answer; 0: not limited';
+COMMENT ON COLUMN @extschema@.llm_providers.idle_timeout
+IS 'longest silence within an answer; 0: not limited';
+COMMENT ON COLUMN @extschema@.llm_providers.total_timeout
+IS 'longest time of one attempt; 0: not limited';
+COMMENT ON COLUMN @extschema@.llm_providers.breaker_failures
+IS 'failures in a row after which the provider is skipped for a while';
+COMMENT ON COLUMN @extschema@.llm_providers.breaker_window
+IS 'the time within which those failures must happen';
+COMMENT ON COLUMN @extschema@.llm_providers.breaker_cooldown
+IS 'how long the provider is skipped before it is tried again';
+COMMENT ON COLUMN @extschema@.llm_providers.probe
+IS 'whether it is tried again with a request that costs nothing, before a call is sent to it';
+COMMENT ON COLUMN @extschema@.llm_providers.options
+IS 'settings of the kind, a JSON object, such as {"stream": false}';
+
+CREATE TABLE @extschema@.llm_models (
+    provider text NOT NULL REFERENCES @extschema@.llm_providers (name) ON UPDATE CASCADE ON DELETE CASCADE,
+    name text NOT NULL,
+    upstream_name text,
+    tier text NOT NULL DEFAULT 'standard' REFERENCES @extschema@.llm_tiers (name) ON UPDATE CASCADE,
+    quality real NOT NULL DEFAULT 50,
+    input_price numeric,
+    output_price numeric,
+    cached_input_price numeric,
+    cache_write_price numeric,
+    price_tiers jsonb,
+    context_window integer,
+    max_output_tokens integer,
+    capabilities text[],
+    first_byte_timeout interval,
+    total_timeout interval,
+    weight real NOT NULL DEFAULT 1,
+    enabled boolean NOT NULL DEFAULT true,
+    PRIMARY KEY (provider, name)
+);
+REVOKE ALL ON TABLE @extschema@.llm_models FROM PUBLIC;
+COMMENT ON TABLE @extschema@.llm_models
+IS 'models, each at a provider that has it; the same name at several providers is one model that they share the calls of';
+COMMENT ON COLUMN @extschema@.llm_models.provider
+IS 'the provider, a row of llm_providers';
+COMMENT ON COLUMN @extschema@.llm_models.name
+IS 'what the argument model and llm_routing_rules.model refer to';
+COMMENT ON COLUMN @extschema@.llm_models.upstream_name
+IS 'what the provider calls the model; NULL: the same name';
+COMMENT ON COLUMN @extschema@.llm_models.tier
+IS 'the class of the model, a row of llm_tiers';
+COMMENT ON COLUMN @extschema@.llm_models.quality
+IS 'from 0 to 100; the order of models where no rule says otherwise';
+COMMENT ON COLUMN @extschema@.llm_models.input_price
+IS 'USD per 1 million input tokens; NULL: unknown, 0: free';
+COMMENT ON COLUMN @extschema@.llm_models.output_price
+IS 'USD per 1 million output tokens; NULL: unknown, 0: free';
+COMMENT ON COLUMN @extschema@.llm_models.cached_input_price
+IS 'USD per 1 million input tokens that the provider had cached; NULL: input_price';
+COMMENT ON COLUMN @extschema@.llm_models.cache_write_price
+IS 'USD per 1 million input tokens that the provider stored in its cache; NULL: input_price';
+COMMENT ON COLUMN @extschema@.llm_models.price_tiers
+IS 'prices of long prompts, such as [{"above_tokens": 200000, "input": 2.5, "output": 15}]; also cached_input and cache_write; NULL: none';
+COMMENT ON COLUMN @extschema@.llm_models.context_window
+IS 'most tokens of prompt and answer together; NULL: unknown';
+COMMENT ON COLUMN @extschema@.llm_models.max_output_tokens
+IS 'most tokens of an answer; NULL: unknown';
+COMMENT ON COLUMN @extschema@.llm_models.capabilities
+IS 'what the model can do: chat, tools, json_schema, image, embedding, ...; NULL: unknown, no call is kept from it';
+COMMENT ON COLUMN @extschema@.llm_models.first_byte_timeout
+IS 'in place of the one of the provider; NULL: that one';
+COMMENT ON COLUMN @extschema@.llm_models.total_timeout
+IS 'in place of the one of the provider; NULL: that one';
+COMMENT ON COLUMN @extschema@.llm_models.weight
+IS 'share of the calls among providers of this model, multiplied by the weight of the provider';
+COMMENT ON COLUMN @extschema@.llm_models.enabled
+IS 'false: the model is no candidate';
+
+CREATE TABLE @extschema@.llm_priorities (
+    name text PRIMARY KEY,
+    rank integer NOT NULL DEFAULT 100,
+    premium_above numeric NOT NULL DEFAULT 0.80,
+    standard_above numeric NOT NULL DEFAULT 0.20,
+    economy_above numeric NOT NULL DEFAULT 0,
+    may_use_reserve boolean NOT NULL DEFAULT false,
+    required_role text,
+    builtin boolean NOT NULL DEFAULT false
+);
+REVOKE ALL ON TABLE @extschema@.llm_priorities FROM PUBLIC;
+COMMENT ON TABLE @extschema@.llm_priorities
+IS 'how important a call is: who is served first, and how much of a budget must remain for each tier';
+COMMENT ON COLUMN @extschema@.llm_priorities.name
+IS 'what the argument priority refers to';
+COMMENT ON COLUMN @extschema@.llm_priorities.rank
+IS 'the lowest is served first';
+COMMENT ON COLUMN @extschema@.llm_priorities.premium_above
+IS 'every tier is allowed while more than this fraction of the budget remains';
+COMMENT ON COLUMN @extschema@.llm_priorities.standard_above
+IS 'standard and economy are allowed while more than this fraction of the budget remains';
+COMMENT ON COLUMN @extschema@.llm_priorities.economy_above
+IS 'economy is allowed while more than this fraction of the budget remains; below, the budget counts as exhausted';
+COMMENT ON COLUMN @extschema@.llm_priorities.may_use_reserve
+IS 'whether calls may use what a budget keeps in reserve';
+COMMENT ON COLUMN @extschema@.llm_priorities.required_role
+IS 'the role whose members may use this priority; NULL: everyone';
+COMMENT ON COLUMN @extschema@.llm_priorities.builtin
+IS 'whether the row is as the extension created it; cleared by any edit';
+
+CREATE TABLE @extschema@.llm_tasks (
+    name text PRIMARY KEY,
+    description text,
+    keywords text[],
+    pattern text,
+    optimize text,
+    high_stakes boolean NOT NULL DEFAULT false,
+    cache_ttl interval,
+    cache_shared boolean NOT NULL DEFAULT false,
+    enabled boolean NOT NULL DEFAULT true,
+    builtin boolean NOT NULL DEFAULT false
+);
+REVOKE ALL ON TABLE @extschema@.llm_tasks FROM PUBLIC;
+COMMENT ON TABLE @extschema@.llm_tasks
+IS 'kinds of work that prompts are sorted into, so that rules can name the models for each';
+COMMENT ON COLUMN @extschema@.llm_tasks.name
+IS 'what the argument task and llm_routing_rules.task refer to';
+COMMENT ON COLUMN @extschema@.llm_tasks.description
+IS 'what belongs to the task, in words';
+COMMENT ON COLUMN @extschema@.llm_tasks.keywords
+IS 'words and phrases of prompts that belong to the task; NULL: none';
+COMMENT ON COLUMN @extschema@.llm_tasks.pattern
+IS 'a regular expression that prompts of the task match; NULL: none';
+COMMENT ON COLUMN @extschema@.llm_tasks.optimize
+IS 'quality, cost or speed, where the call does not say; NULL: llm_gateway.default_optimize';
+COMMENT ON COLUMN @extschema@.llm_tasks.high_stakes
+IS 'whether a wrong answer is costly, so that a model may be asked to sort the prompt';
+COMMENT ON COLUMN @extschema@.llm_tasks.cache_ttl
+IS 'how long answers are kept for equal prompts; NULL: not at all';
+COMMENT ON COLUMN @extschema@.llm_tasks.cache_shared
+IS 'whether roles share the kept answers';
+COMMENT ON COLUMN @extschema@.llm_tasks.enabled
+IS 'false: no prompt is sorted into the task';
+COMMENT ON COLUMN @extschema@.llm_tasks.builtin
+IS 'whether the row is as the extension created it; cleared by any edit';
+
+CREATE TABLE @extschema@.llm_routing_rules (
+    id bigint GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
+    task text REFERENCES @extschema@.llm_tasks (name) ON UPDATE CASCADE,
+    alias text,
+    model text NOT NULL,
+    rank integer NOT NULL DEFAULT 100,
+    enabled boolean NOT NULL DEFAULT true,
+    role text,
+    tags jsonb
+);
+REVOKE ALL ON TABLE @extschema@.llm_routing_rules FROM PUBLIC;
+REVOKE ALL ON SEQUENCE @extschema@.llm_routing_rules_id_seq FROM PUBLIC;
+COMMENT ON TABLE @extschema@.llm_routing_rules
+IS 'which models answer which calls, in order of rank, then id; with no row at all: every model by quality';
+COMMENT ON SEQUENCE @extschema@.llm_routing_rules_id_seq
+IS 'numbers of llm_routing_rules';
+COMMENT ON COLUMN @extschema@.llm_routing_rules.id
+IS 'a number; the order of rules of one rank';
+COMMENT ON COLUMN @extschema@.llm_routing_rules.task
+IS 'the task that the rule is for; NULL: any task that has no rules of its own';
+COMMENT ON COLUMN @extschema@.llm_routing_rules.alias
+IS 'a name that callers may give as the argument model; NULL: the rule is for calls that name no model';
+COMMENT ON COLUMN @extschema@.llm_routing_rules.model
+IS 'a model at all its providers, or provider/model';
+COMMENT ON COLUMN @extschema@.llm_routing_rules.rank
+IS 'the lowest is tried first';
+COMMENT ON COLUMN @extschema@.llm_routing_rules.enabled
+IS 'false: the rule does not count';
+COMMENT ON COLUMN @extschema@.llm_routing_rules.role
+IS 'the role whose members the rule is for; NULL: everyone';
+COMMENT ON COLUMN @extschema@.llm_routing_rules.tags
+IS 'a JSON object that must be contained in the tags of the call; NULL: any';
+
+CREATE TABLE @extschema@.llm_error_policies (
+    error_class text NOT NULL,
+    provider text NOT NULL DEFAULT '*',
+    max_retries integer NOT NULL DEFAULT 0,
+    backoff_ms integer NOT NULL DEFAULT 0,
+    fallback boolean NOT NULL DEFAULT true,
+    trips_breaker boolean NOT NULL DEFAULT false,
+    builtin boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (error_class, provider)
+);
+REVOKE ALL ON TABLE @extschema@.llm_error_policies FROM PUBLIC;
+COMMENT ON TABLE @extschema@.llm_error_policies
+IS 'what happens after an attempt has failed, by the class of its error: retry there, go to the next candidate, or stop';
+COMMENT ON COLUMN @extschema@.llm_error_policies.error_class
+IS 'rate_limit, auth, timeout, network, server_error, overloaded, malformed, quota, not_found, context_length, content_policy or invalid_request';
+COMMENT ON COLUMN @extschema@.llm_error_policies.provider
+IS 'the provider that the row is for; *: those without a row of their own';
+COMMENT ON COLUMN @extschema@.llm_error_policies.max_retries
+IS 'how often the same candidate is tried again';
+COMMENT ON COLUMN @extschema@.llm_error_policies.backoff_ms
+IS 'wait before the first of those retries, in milliseconds; it doubles with each, and a Retry-After of the provider replaces it';
+COMMENT ON COLUMN @extschema@.llm_error_policies.fallback
+IS 'whether the next candidate is tried; after context_length only one with a larger context window; an invalid_request of a candidate after the first goes on all the same';
+COMMENT ON COLUMN @extschema@.llm_error_policies.trips_breaker
+IS 'whether it counts as a failure of the provider, not only of the call';
+COMMENT ON COLUMN @extschema@.llm_error_policies.builtin
+IS 'whether the row is as the extension created it; cleared by any edit';
+
+-- No unique key: sessions that edit seeds need not wait for each other, and a
+-- parallel restore cannot deadlock.
+CREATE TABLE @extschema@._llm_tombstones (
+    table_name text NOT NULL,
+    key jsonb NOT NULL
+);
+REVOKE ALL ON TABLE @extschema@._llm_tombstones FROM PUBLIC;
+COMMENT ON TABLE @extschema@._llm_tombstones
+IS 'internal: rows of the extension that were edited or deleted; restoring one deletes the row that CREATE EXTENSION made';
+COMMENT ON COLUMN @extschema@._llm_tombstones.table_name
+IS 'the table of the row';
+COMMENT ON COLUMN @extschema@._llm_tombstones.key
+IS 'the values of its primary key, a JSON array';
+
+
+-- ---------------------------------------------------------------------------
+-- Rows to begin with
+-- ---------------------------------------------------------------------------
+
+INSERT INTO @extschema@.llm_tiers (name, rank, notice, builtin) VALUES
+    ('premium', 1, NULL, true),
+    ('standard', 2, 'Answered by a standard model.', true),
+    ('economy', 3, 'Answered by an economy model: the answer may be less thorough than usual.', true);
+
+INSERT INTO @extschema@.llm_priorities
+    (name, rank, premium_above, standard_above, economy_above, may_use_reserve, builtin) VALUES
+    ('critical', 1, 0, 0, 0, true, true),
+    ('high', 2, 0.40, 0.10, 0, false, true),
+    ('normal', 3, 0.80, 0.20, 0, false, true),
+    ('low', 4, 0.90, 0.50, 0.10, false, true);
+
+INSERT INTO @extschema@.llm_tasks (name, description, keywords, builtin) VALUES
+    ('coding', 'Writing, explaining, reviewing and repairing programs and queries',
+     '{code,program,script,function,class,method,variable,algorithm,bug,debug,refactor,compile,compiler,exception,stack trace,unit test,regex,api,sql,query,select,python,java,javascript,typescript,rust,golang,c++,bash,html,css,json,yaml,docker,git}', true),
+    ('creative', 'Stories, poems, slogans and other texts where invention counts',
+     '{story,poem,haiku,lyrics,song,novel,fiction,screenplay,dialogue,character,plot,slogan,tagline,joke,imagine,creative,brainstorm,blog post,write a letter}', true),
+    ('analysis', 'Summaries, comparisons, extraction, sorting and judgement of given texts and data',
+     '{summarise,summarize,summary,analyse,analyze,analysis,compare,comparison,evaluate,assess,classify,categorise,categorize,extract,sentiment,trend,report,pros and cons,strengths,weaknesses,key points,review,explain why,root cause}', true),
+    ('chat', 'Conversation and small talk',
+     '{hello,hi,hey,thanks,thank you,good morning,good evening,how are you,bye,goodbye,nice to meet you}', true),
+    ('math', 'Calculation, algebra, statistics and proofs',
+     '{calculate,compute,solve,equation,integral,derivative,matrix,probability,theorem,proof,prove,algebra,geometry,calculus,arithmetic,percentage,square root,sum of,how many}', true),
+    ('lookup', 'Short questions of fact',
+     '{what is,what are,who is,who was,when was,when did,where is,which,define,definition,meaning of,capital of,translate,synonym,acronym}', true),
+    ('embedding', 'Vectors for search and comparison; the task of embedding calls', NULL, true),
+    ('default', 'Everything else, and every prompt that could not be sorted', NULL, true);
+
+INSERT INTO @extschema@.llm_error_policies
+    (error_class, max_retries, backoff_ms, fallback, trips_breaker, builtin) VALUES
+    ('rate_limit', 1, 2000, true, false, true),
+    ('auth', 0, 0, true, false, true),
+    ('timeout', 1, 0, true, true, true),
+    ('network', 1, 200, true, true, true),
+    ('server_error', 1, 500, true, true, true),
+    ('overloaded', 1, 1000, true, true, true),
+    ('malformed', 1, 0, true, true, true),
+    ('quota', 0, 0, true, false, true),
+    ('not_found', 0, 0, true, false, true),
+    ('context_length', 0, 0, true, false, true),
+    ('content_policy', 0, 0, false, false, true),
+    ('invalid_request', 0, 0, false, false, true);
+
+
+-- ---------------------------------------------------------------------------
+-- Triggers: what is written is judged, and seen by the next call
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION @extschema@._llm_config_row()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'llmgw_sql_config_row'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
+REVOKE ALL ON FUNCTION @extschema@._llm_config_row() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@._llm_config_row()
+IS 'internal: checks a row of the configuration and keeps track of edited seeds';
+
+CREATE FUNCTION @extschema@._llm_config_truncate()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'llmgw_sql_config_truncate'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
+REVOKE ALL ON FUNCTION @extschema@._llm_config_truncate() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@._llm_config_truncate()
+IS 'internal: keeps track of seeds that TRUNCATE removes';
+
+CREATE TRIGGER llm_config_row BEFORE INSERT OR UPDATE OR DELETE ON @extschema@._llm_secrets
+    FOR EACH ROW EXECUTE FUNCTION @extschema@._llm_config_row();
+CREATE TRIGGER llm_config_truncate BEFORE TRUNCATE ON @extschema@._llm_secrets
+    FOR EACH STATEMENT EXECUTE FUNCTION @extschema@._llm_config_truncate();
+ALTER TABLE @extschema@._llm_secrets ENABLE ALWAYS TRIGGER llm_config_row;
+ALTER TABLE @extschema@._llm_secrets ENABLE ALWAYS TRIGGER llm_config_truncate;
+
+CREATE TRIGGER llm_config_row BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.llm_tiers
+    FOR EACH ROW EXECUTE FUNCTION @extschema@._llm_config_row();
+CREATE TRIGGER llm_config_truncate BEFORE TRUNCATE ON @extschema@.llm_tiers
+    FOR EACH STATEMENT EXECUTE FUNCTION @extschema@._llm_config_truncate();
+ALTER TABLE @extschema@.llm_tiers ENABLE ALWAYS TRIGGER llm_config_row;
+ALTER TABLE @extschema@.llm_tiers ENABLE ALWAYS TRIGGER llm_config_truncate;
+
+CREATE TRIGGER llm_config_row BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.llm_providers
+    FOR EACH ROW EXECUTE FUNCTION @extschema@._llm_config_row();
+CREATE TRIGGER llm_config_truncate BEFORE TRUNCATE ON @extschema@.llm_providers
+    FOR EACH STATEMENT EXECUTE FUNCTION @extschema@._llm_config_truncate();
+ALTER TABLE @extschema@.llm_providers ENABLE ALWAYS TRIGGER llm_config_row;
+ALTER TABLE @extschema@.llm_providers ENABLE ALWAYS TRIGGER llm_config_truncate;
+
+CREATE TRIGGER llm_config_row BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.llm_models
+    FOR EACH ROW EXECUTE FUNCTION @extschema@._llm_config_row();
+CREATE TRIGGER llm_config_truncate BEFORE TRUNCATE ON @extschema@.llm_models
+    FOR EACH STATEMENT EXECUTE FUNCTION @extschema@._llm_config_truncate();
+ALTER TABLE @extschema@.llm_models ENABLE ALWAYS TRIGGER llm_config_row;
+ALTER TABLE @extschema@.llm_models ENABLE ALWAYS TRIGGER llm_config_truncate;
+
+CREATE TRIGGER llm_config_row BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.llm_priorities
+    FOR EACH ROW EXECUTE FUNCTION @extschema@._llm_config_row();
+CREATE TRIGGER llm_config_truncate BEFORE TRUNCATE ON @extschema@.llm_priorities
+    FOR EACH STATEMENT EXECUTE FUNCTION @extschema@._llm_config_truncate();
+ALTER TABLE @extschema@.llm_priorities ENABLE ALWAYS TRIGGER llm_config_row;
+ALTER TABLE @extschema@.llm_priorities ENABLE ALWAYS TRIGGER llm_config_truncate;
+
+CREATE TRIGGER llm_config_row BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.llm_tasks
+    FOR EACH ROW EXECUTE FUNCTION @extschema@._llm_config_row();
+CREATE TRIGGER llm_config_truncate BEFORE TRUNCATE ON @extschema@.llm_tasks
+    FOR EACH STATEMENT EXECUTE FUNCTION @extschema@._llm_config_truncate();
+ALTER TABLE @extschema@.llm_tasks ENABLE ALWAYS TRIGGER llm_config_row;
+ALTER TABLE @extschema@.llm_tasks ENABLE ALWAYS TRIGGER llm_config_truncate;
+
+CREATE TRIGGER llm_config_row BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.llm_routing_rules
+    FOR EACH ROW EXECUTE FUNCTION @extschema@._llm_config_row();
+CREATE TRIGGER llm_config_truncate BEFORE TRUNCATE ON @extschema@.llm_routing_rules
+    FOR EACH STATEMENT EXECUTE FUNCTION @extschema@._llm_config_truncate();
+ALTER TABLE @extschema@.llm_routing_rules ENABLE ALWAYS TRIGGER llm_config_row;
+ALTER TABLE @extschema@.llm_routing_rules ENABLE ALWAYS TRIGGER llm_config_truncate;
+
+CREATE TRIGGER llm_config_row BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.llm_error_policies
+    FOR EACH ROW EXECUTE FUNCTION @extschema@._llm_config_row();
+CREATE TRIGGER llm_config_truncate BEFORE TRUNCATE ON @extschema@.llm_error_policies
+    FOR EACH STATEMENT EXECUTE FUNCTION @extschema@._llm_config_truncate();
+ALTER TABLE @extschema@.llm_error_policies ENABLE ALWAYS TRIGGER llm_config_row;
+ALTER TABLE @extschema@.llm_error_policies ENABLE ALWAYS TRIGGER llm_config_truncate;
+
+CREATE TRIGGER llm_config_row BEFORE INSERT OR UPDATE OR DELETE ON @extschema@._llm_tombstones
+    FOR EACH ROW EXECUTE FUNCTION @extschema@._llm_config_row();
+ALTER TABLE @extschema@._llm_tombstones ENABLE ALWAYS TRIGGER llm_config_row;
+
+
+-- ---------------------------------------------------------------------------
+-- What a dump contains: never _llm_secrets
+-- ---------------------------------------------------------------------------
+
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_tiers', 'WHERE NOT builtin');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_providers', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_models', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_priorities', 'WHERE NOT builtin');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_tasks', 'WHERE NOT builtin');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_routing_rules', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_routing_rules_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_error_policies', 'WHERE NOT builtin');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@._llm_tombstones', '');
+
+
+-- ---------------------------------------------------------------------------
+-- Calls.  They cost money: nobody may make one before llm_grant.  A cost this
+-- high makes every other condition of a WHERE clause come first.
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION @extschema@.llm_complete(
+    prompt text,
+    priority text DEFAULT NULL,
+    model text DEFAULT NULL,
+    task text DEFAULT NULL,
+    optimize text DEFAULT NULL,
+    min_tier text DEFAULT NULL,
+    system_prompt text DEFAULT NULL,
+    max_tokens integer DEFAULT NULL,
+    temperature real DEFAULT NULL,
+    params jsonb DEFAULT NULL,
+    timeout_ms integer DEFAULT NULL,
+    cache text DEFAULT NULL,
+    tags jsonb DEFAULT NULL)
+RETURNS text
+AS 'MODULE_PATHNAME', 'llmgw_sql_complete'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10000;
+REVOKE ALL ON FUNCTION @extschema@.llm_complete FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.llm_complete
+IS 'the answer of a language model to a prompt';
+
+CREATE FUNCTION @extschema@.llm_complete_detail(
+    prompt text,
+    priority text DEFAULT NULL,
+    model text DEFAULT NULL,
+    task text DEFAULT NULL,
+    optimize text DEFAULT NULL,
+    min_tier text DEFAULT NULL,
+    system_prompt text DEFAULT NULL,
+    max_tokens integer DEFAULT NULL,
+    temperature real DEFAULT NULL,
+    params jsonb DEFAULT NULL,
+    timeout_ms integer DEFAULT NULL,
+    cache text DEFAULT NULL,
+    tags jsonb DEFAULT NULL)
+RETURNS TABLE (
+    response text,
+    provider text,
+    model text,
+    model_tier text,
+    task text,
+    priority text,
+    finish_reason text,
+    input_tokens integer,
+    cached_input_tokens integer,
+    output_tokens integer,
+    reasoning_tokens integer,
+    estimated_usd numeric,
+    cost_usd numeric,
+    latency_ms integer,
+    ttft_ms integer,
+    attempts integer,
+    fallback boolean,
+    cached boolean,
+    degraded text[],
+    notice text,
+    tool_calls jsonb,
+    error_class text,
+    error_message text,
+    request_id bigint)
+AS 'MODULE_PATHNAME', 'llmgw_sql_complete_detail'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10000 ROWS 1;
+REVOKE ALL ON FUNCTION @extschema@.llm_complete_detail FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.llm_complete_detail
+IS 'the answer of a language model with who gave it, what it cost and, if there is none, why';
+
+CREATE FUNCTION @extschema@.llm_complete_batch(
+    prompts text[],
+    priority text DEFAULT NULL,
+    model text DEFAULT NULL,
+    task text DEFAULT NULL,
+    optimize text DEFAULT NULL,
+    min_tier text DEFAULT NULL,
+    system_prompt text DEFAULT NULL,
+    max_tokens integer DEFAULT NULL,
+    temperature real DEFAULT NULL,
+    params jsonb DEFAULT NULL,
+    timeout_ms integer DEFAULT NULL,
+    cache text DEFAULT NULL,
+    tags jsonb DEFAULT NULL,
+    max_concurrency integer DEFAULT NULL)
+RETURNS TABLE (
+    idx integer,
+    response text,
+    provider text,
+    model text,
+    model_tier text,
+    task text,
+    priority text,
+    finish_reason text,
+    input_tokens integer,
+    cached_input_tokens integer,
+    output_tokens integer,
+    reasoning_tokens integer,
+    estimated_usd numeric,
+    cost_usd numeric,
+    latency_ms integer,
+    ttft_ms integer,
+    attempts integer,
+    fallback boolean,
+    cached boolean,
+    degraded text[],
+    notice text,
+    tool_calls jsonb,
+    error_class text,
+    error_message text,
+    request_id bigint)
+AS 'MODULE_PATHNAME', 'llmgw_sql_complete_batch'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10000 ROWS 100;
+REVOKE ALL ON FUNCTION @extschema@.llm_complete_batch FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.llm_complete_batch
+IS 'the answers to many prompts, asked for at the same time; idx is the place of the prompt in the array';
+
+
+-- ---------------------------------------------------------------------------
+-- Administration
+-- ---------------------------------------------------------------------------
+
+-- Acts with the privileges of its caller; what it writes, the triggers judge.
+CREATE FUNCTION @extschema@.llm_add_provider(
+    name text,
+    kind text DEFAULT NULL,
+    api_key text DEFAULT NULL,
+    base_url text DEFAULT NULL,
+    models text[] DEFAULT NULL)
+RETURNS TABLE (object text, name text, detail text)
+AS 'MODULE_PATHNAME', 'llmgw_sql_add_provider'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000 ROWS 10;
+REVOKE ALL ON FUNCTION @extschema@.llm_add_provider FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.llm_add_provider
+IS 'adds a provider, its models and, where there are none, routing rules; returns what it added';
+
+-- Whoever may execute it may store a key, without any right on the table.
+CREATE FUNCTION @extschema@.llm_set_secret(
+    name text,
+    value text,
+    allowed_host text DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME', 'llmgw_sql_set_secret'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
+REVOKE ALL ON FUNCTION @extschema@.llm_set_secret FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.llm_set_secret
+IS 'stores a key for api_key = ''secret:NAME'', bound to one host if allowed_host is given';
+
+-- The same right as llm_set_secret's.
+CREATE FUNCTION @extschema@.llm_drop_secret(name text)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'llmgw_sql_drop_secret'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
+REVOKE ALL ON FUNCTION @extschema@.llm_drop_secret FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.llm_drop_secret
+IS 'deletes a stored key; whether there was one';
+
+-- Grants what its caller could grant by hand; nothing that it gives includes
+-- these two.
+CREATE FUNCTION @extschema@.llm_grant(
+    role pg_catalog.regrole,
+    what text DEFAULT 'call')
+RETURNS void
+AS 'MODULE_PATHNAME', 'llmgw_sql_grant'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
+REVOKE ALL ON FUNCTION @extschema@.llm_grant FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.llm_grant
+IS 'lets a role call models (call), read configuration and reports (report), or do both and configure (admin)';
+
+-- As llm_grant.
+CREATE FUNCTION @extschema@.llm_revoke(
+    role pg_catalog.regrole,
+    what text DEFAULT 'call')
+RETURNS void
+AS 'MODULE_PATHNAME', 'llmgw_sql_revoke'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
+REVOKE ALL ON FUNCTION @extschema@.llm_revoke FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.llm_revoke
+IS 'takes back what llm_grant gave';

@@ -1,0 +1,58 @@
+
+-- The provider is a fake one that echoes what it is asked; the HTTP between is real.
+
+-- 1. Set up: the extension, and a provider. Its key is a reference: the server reads it from its environment.
+
+CREATE EXTENSION llm_gateway;
+SELECT * FROM llm_add_provider('local', kind => 'openai', api_key => 'env:DEMO_API_KEY',
+                               base_url => :'base_url', models => ARRAY['demo-large', 'demo-small']);
+
+-- What models cost and how good they are is data (prices in USD per million tokens).
+
+UPDATE llm_models SET tier = 'premium', quality = 90, input_price = 2.50, output_price = 10 WHERE name = 'demo-large';
+UPDATE llm_models SET tier = 'economy', quality = 40, input_price = 0.15, output_price = 0.60 WHERE name = 'demo-small';
+
+-- 2. Ask.
+
+SELECT llm_complete('Why do databases keep a write-ahead log?');
+SELECT provider, model, input_tokens, output_tokens, cost_usd, latency_ms, finish_reason
+  FROM llm_complete_detail('Why do databases keep a write-ahead log?', 'high', max_tokens => 100);
+
+-- 3. A table at once: one statement, many requests in flight.
+
+CREATE TABLE tickets (id int PRIMARY KEY, body text);
+INSERT INTO tickets VALUES (1, 'The invoice of May was charged twice.'),
+                           (2, 'Exporting more than 10,000 rows ends in a time-out.'),
+                           (3, 'Please add a dark mode. My eyes!');
+WITH asked AS (
+    SELECT array_agg(id ORDER BY id) AS ids, array_agg('Summarise in five words: ' || body ORDER BY id) AS prompts
+      FROM tickets)
+SELECT ids[idx] AS ticket, response, model, cost_usd
+  FROM asked, llm_complete_batch(prompts, 'low', model => 'demo-small')
+ ORDER BY idx;
+
+-- 4. Where would a request go? The decision, without a call.
+
+SELECT rank, provider, model, model_tier, estimated_usd, chosen, reason FROM llm_route('Hello!');
+
+-- 5. Routing is rows, and rows are transactional: seen by our own next call, by others after COMMIT.
+
+BEGIN;
+UPDATE llm_models SET enabled = false WHERE name = 'demo-large';
+SELECT model FROM llm_complete_detail('Hello!');
+ROLLBACK;
+SELECT model FROM llm_complete_detail('Hello!');
+
+-- 6. Errors say what was tried and what to do. (Both are wanted here.)
+
+\set ON_ERROR_STOP 0
+SELECT llm_complete('Hello!', 'demo-large');
+BEGIN;
+UPDATE llm_providers SET base_url = 'http://127.0.0.1:1/v1' WHERE name = 'local';
+SELECT llm_complete('Is anybody there?');
+ROLLBACK;
+\set ON_ERROR_STOP 1
+
+-- Rolled back, and all is well.
+
+SELECT llm_complete('Is anybody there?');

@@ -1,0 +1,623 @@
+/*-------------------------------------------------------------------------
+ *
+ * call.c
+ *	  One call: routed, tried, retried, failed over, ended.
+ *
+ * See call.h.  Memory: the call's context holds the call, its route and its
+ * past attempts; each attempt has a context below it, deleted when the attempt
+ * has failed and kept when it gave the answer, which then needs no copy.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "common/pg_prng.h"
+#include "mb/pg_wchar.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "call.h"
+#include "secret.h"
+#include "shmem.h"
+
+/* a provider that asks to wait longer than this is left for the next one */
+#define MAX_WAIT_MS			60000
+
+/*
+ * After the provider's last event the connection is given this long to end in
+ * order, so that it can be used again.
+ */
+#define GRACE_MS			50
+
+static bool try_candidates(LlmCall *call);
+static bool send_attempt(LlmCall *call);
+
+static void
+on_timer(LlmTimer *timer, LlmInstant now)
+{
+	LlmCall    *call = (LlmCall *) ((char *) timer - offsetof(LlmCall, timer));
+
+	llmgw_ready_mark(&call->ready);
+}
+
+/* The context goes: the loop must forget us. */
+static void
+on_reset(void *arg)
+{
+	LlmCall    *call = arg;
+
+	llmgw_timer_cancel(&call->timer);
+	llmgw_ready_clear(&call->ready);
+}
+
+LlmCall *
+llmgw_call_create(MemoryContext parent, const LlmSpec *spec, const char *prompt)
+{
+	MemoryContext context = AllocSetContextCreate(parent, "llm_gateway call",
+												  ALLOCSET_DEFAULT_SIZES);
+	LlmCall    *call = MemoryContextAllocZero(context, sizeof(LlmCall));
+
+	call->context = context;
+	call->reset.func = on_reset;
+	call->reset.arg = call;
+	MemoryContextRegisterResetCallback(context, &call->reset);
+
+	call->spec = spec;
+	call->prompt = prompt;
+	call->request_id = llmgw_next_request_id();
+	call->state = LLMGW_CALL_NEW;
+	call->timer.fn = on_timer;
+	call->ready.owner = call;
+	call->first = -1;
+	call->ttft_us = -1;
+	call->estimate = LLMGW_COST_UNKNOWN;
+	return call;
+}
+
+void
+llmgw_call_free(LlmCall *call)
+{
+	MemoryContextDelete(call->context);
+}
+
+int
+llmgw_call_attempts(const LlmCall *call)
+{
+	int			n = 0;
+
+	for (int i = 0; i < call->nattempts; i++)
+		n += call->attempts[i].sent ? 1 : 0;
+	return n;
+}
+
+static LlmAttempt *
+add_attempt(LlmCall *call)
+{
+	LlmAttempt *a;
+
+	if (call->nattempts == call->attempts_size)
+	{
+		call->attempts_size = Max(4, call->attempts_size * 2);
+		if (call->attempts == NULL)
+			call->attempts = MemoryContextAlloc(call->context,
+												sizeof(LlmAttempt) * call->attempts_size);
+		else
+			call->attempts = repalloc(call->attempts,
+									  sizeof(LlmAttempt) * call->attempts_size);
+	}
+	a = &call->attempts[call->nattempts++];
+	memset(a, 0, sizeof(*a));
+	a->model = call->route.candidates[call->current].model;
+	return a;
+}
+
+/* What every end has in common. */
+static bool
+finish(LlmCall *call, LlmErrorClass error, int sqlstate, const char *message)
+{
+	llmgw_timer_cancel(&call->timer);
+	llmgw_ready_clear(&call->ready);
+	call->state = LLMGW_CALL_DONE;
+	call->error = error;
+	call->sqlstate = sqlstate;
+	call->message = message ? MemoryContextStrdup(call->context, message) : NULL;
+	if (call->started != 0)
+		call->latency_us = llmgw_now() - call->started;
+
+	for (int i = 0; i < call->nattempts; i++)
+	{
+		if (call->attempts[i].cost == LLMGW_COST_UNKNOWN || call->cost == LLMGW_COST_UNKNOWN)
+			call->cost = LLMGW_COST_UNKNOWN;
+		else
+			call->cost += call->attempts[i].cost;
+	}
+	if (call->nattempts > 0)
+		call->model = call->attempts[call->nattempts - 1].model;
+	return true;
+}
+
+void
+llmgw_call_fail(LlmCall *call, LlmErrorClass error, const char *message)
+{
+	finish(call, error, llmgw_error_class_sqlstate(error), message);
+}
+
+/* The call ends with the last attempt's error, whatever went before. */
+static bool
+finish_stopped(LlmCall *call)
+{
+	const LlmAttempt *a = &call->attempts[call->nattempts - 1];
+
+	return finish(call, a->error, llmgw_error_class_sqlstate(a->error),
+				  psprintf("model \"%s\" of provider \"%s\": %s", a->model->name,
+						   a->model->provider->name, a->message));
+}
+
+/*
+ * No candidate is left.  When every attempt ended alike, that is the error;
+ * otherwise only that all failed can be said.
+ */
+static bool
+finish_failed(LlmCall *call)
+{
+	LlmErrorClass error;
+	int			sqlstate;
+
+	if (call->nattempts == 0)
+	{
+		const char *message = "no model can answer this call";
+
+		if (call->spec->config->nproviders == 0)
+			message = "no provider is configured";
+		else if (call->spec->config->nmodels == 0)
+			message = "no model is configured";
+		return finish(call, LLMGW_NO_CANDIDATE,
+					  llmgw_error_class_sqlstate(LLMGW_NO_CANDIDATE), message);
+	}
+
+	error = call->attempts[0].error;
+	sqlstate = llmgw_error_class_sqlstate(error);
+	for (int i = 1; i < call->nattempts; i++)
+	{
+		if (call->attempts[i].error != error)
+			error = LLMGW_ALL_FAILED;
+		if (llmgw_error_class_sqlstate(call->attempts[i].error) != sqlstate)
+			sqlstate = ERRCODE_LLM_ALL_FAILED;
+	}
+	if (call->nattempts == 1)
+		return finish_stopped(call);
+	return finish(call, error, sqlstate,
+				  psprintf("all %d attempts failed, the last one: model \"%s\" of provider \"%s\": %s",
+						   call->nattempts,
+						   call->attempts[call->nattempts - 1].model->name,
+						   call->attempts[call->nattempts - 1].model->provider->name,
+						   call->attempts[call->nattempts - 1].message));
+}
+
+static bool
+finish_answered(LlmCall *call)
+{
+	const LlmAttempt *a = &call->attempts[call->nattempts - 1];
+	const char *key = call->wire.api_key;
+	LlmAnswer  *answer = &call->answer;
+
+	/* a provider that sends the key back must not show it to the caller */
+	llmgw_mask_key(answer->text.data, answer->text.len, key);
+	for (int i = 0; i < answer->ntool_calls; i++)
+		llmgw_mask_key(answer->tool_calls[i].arguments.data,
+					   answer->tool_calls[i].arguments.len, key);
+
+	call->response = answer->text.data;
+	call->finish_reason = answer->finish_reason;
+	call->usage = a->usage;
+	call->tool_calls = llmgw_answer_tool_calls(answer);
+	call->ttft_us = call->transfer->first_byte - call->started;
+	for (int i = 0; i < call->route.ncandidates; i++)
+	{
+		if (call->route.candidates[i].dropped == NULL)
+		{
+			call->fallback = i != call->current;
+			break;
+		}
+	}
+	return finish(call, LLMGW_OK, 0, NULL);
+}
+
+/*
+ * Finds the key of a candidate.  False with a reason when there should be one
+ * but it cannot be used.
+ */
+static bool
+find_key(const LlmProvider *p, const char **key, char **reason)
+{
+	*key = NULL;
+	switch (p->key_ref.kind)
+	{
+		case LLMGW_SECRET_NONE:
+			return true;
+		case LLMGW_SECRET_ENV:
+			*key = llmgw_secret_from_env(p->key_ref.name, reason);
+			return *key != NULL;
+		case LLMGW_SECRET_STORED:
+			if (p->stored_secret == NULL)
+				*reason = psprintf("secret \"%s\" does not exist", p->key_ref.name);
+			else if (p->secret_host != NULL &&
+					 strcmp(p->secret_host, p->url.host) != 0 &&
+					 strcmp(p->secret_host, psprintf("%s:%d", p->url.host, p->url.port)) != 0)
+				*reason = psprintf("secret \"%s\" is for host \"%s\" only",
+								   p->key_ref.name, p->secret_host);
+			else
+				*key = p->stored_secret;
+			return *key != NULL;
+		case LLMGW_SECRET_FILE:
+			*reason = psprintf("key files are not supported by this version (\"%s\")",
+							   p->api_key);
+			return false;
+	}
+	return false;
+}
+
+/* Goes on after a failed attempt, as the policy of its class says. */
+static bool
+after_failure(LlmCall *call, LlmErrorClass error, bool timed_out_whole,
+			  LlmTokenParam wants, int64 retry_after_ms)
+{
+	const LlmModel *model = call->route.candidates[call->current].model;
+	const LlmPolicy *policy = llmgw_config_policy(call->spec->config, error,
+												  model->provider->name);
+	bool		next = policy->fallback;
+
+	if (timed_out_whole)
+		return finish_stopped(call);
+
+	/* the server told us what it wants instead: say it that way */
+	if (wants != LLMGW_TOKENS_AUTO && call->wire.token_param != wants)
+	{
+		((LlmModel *) model)->token_param = wants;
+		return send_attempt(call);
+	}
+
+	switch (error)
+	{
+		case LLMGW_CONTENT_POLICY:
+			next = false;
+			break;
+		case LLMGW_INVALID_REQUEST:
+
+			/*
+			 * The caller's fault, unless another model already accepted the
+			 * request as far as to fail in another way.
+			 */
+			next = next || call->current != call->first;
+			break;
+		case LLMGW_CONTEXT_LENGTH:
+			call->smallest_window = Max(call->smallest_window,
+										Max(model->context_window, 1));
+			break;
+		default:
+			break;
+	}
+
+	if (call->retries < policy->max_retries && retry_after_ms <= MAX_WAIT_MS)
+	{
+		double		ms = policy->backoff_ms * (double) (1 << Min(call->retries, 10));
+		LlmInstant	at;
+
+		/* so that many callers that failed together do not return together */
+		ms *= 0.8 + 0.4 * pg_prng_double(&pg_global_prng_state);
+		ms = Max(ms, retry_after_ms);
+		at = llmgw_now() + (LlmInstant) (ms * 1000);
+		if (at < call->deadline)
+		{
+			call->retries++;
+			call->state = LLMGW_CALL_BACKOFF;
+			llmgw_timer_set(&call->timer, at);
+			return false;
+		}
+	}
+
+	if (!next)
+		return finish_stopped(call);
+	call->current++;
+	call->retries = 0;
+	return try_candidates(call);
+}
+
+/* The attempt's transfer has ended, or its answer is complete. */
+static bool
+judge_attempt(LlmCall *call)
+{
+	LlmTransfer *t = call->transfer;
+	LlmAttempt *a;
+	LlmErrorClass error;
+	const char *message;
+	LlmRateInfo info;
+	bool		whole;
+	LlmTokenParam wants;
+	MemoryContext attempt;
+
+	error = llmgw_judge(call, &message);
+	a = add_attempt(call);
+	a->sent = true;
+	a->error = error;
+	a->http_status = t->http_status;
+	a->latency_us = llmgw_now() - call->attempt_started;
+	a->cost = llmgw_judge_cost(call, error, &a->usage);
+	llmgw_http_stop(t);
+	llmgw_timer_cancel(&call->timer);
+
+	if (error == LLMGW_OK)
+		return finish_answered(call);
+
+	/* what is needed of the attempt before its memory goes */
+	if (message != NULL)
+	{
+		char	   *copy = MemoryContextStrdup(call->context, message);
+
+		llmgw_mask_key(copy, strlen(copy), call->wire.api_key);
+		a->message = copy;
+	}
+	info.retry_after_ms = 0;
+	if (t->http_status >= 300)
+	{
+		call->route.candidates[call->current].model->provider->dialect->read_limits(t->headers,
+																					t->data, t->len,
+																					(int64) time(NULL), &info);
+		info.retry_after_ms = Max(info.retry_after_ms, 0);
+	}
+	whole = call->deadline_binds && t->outcome == LLMGW_HTTP_TIMEOUT_TOTAL;
+	wants = call->answer.wants_token_param;
+
+	MemoryContextSwitchTo(call->context);
+	attempt = call->attempt_context;
+	call->attempt_context = NULL;
+	call->transfer = NULL;
+	MemoryContextDelete(attempt);
+	return after_failure(call, error, whole, wants, info.retry_after_ms);
+}
+
+/* Sends the current candidate's request; its key is already in wire. */
+static bool
+send_attempt(LlmCall *call)
+{
+	const LlmSpec *spec = call->spec;
+	const LlmModel *model = call->route.candidates[call->current].model;
+	const LlmProvider *p = model->provider;
+	LlmHttpRequest *request;
+	LlmInstant	now = llmgw_now();
+	int64		left_ms = call->deadline == LLMGW_NEVER ? 0 :
+		Max((call->deadline - now + 999) / 1000, 1);
+
+	if (call->first < 0)
+		call->first = call->current;
+
+	call->attempt_context = AllocSetContextCreate(call->context,
+												  "llm_gateway attempt",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(call->attempt_context);
+
+	call->wire.base_url = p->base_url;
+	call->wire.options = p->options;
+	call->wire.model = model->upstream_name;
+	call->wire.token_param = model->token_param;
+	call->wire.stream = p->stream;
+	call->wire.system_prompt = spec->system_prompt;
+	call->wire.prompt = call->prompt;
+	call->wire.max_tokens = spec->max_tokens;
+	call->wire.has_temperature = spec->has_temperature;
+	call->wire.temperature = spec->temperature;
+	call->wire.params = spec->params;
+
+	request = palloc0(sizeof(LlmHttpRequest));
+	p->dialect->build_request(&call->wire, request);
+	request->connect_ms = p->connect_ms;
+	request->first_byte_ms = model->first_byte_ms >= 0 ? model->first_byte_ms : p->first_byte_ms;
+	request->idle_ms = p->idle_ms;
+	request->total_ms = model->total_ms >= 0 ? model->total_ms : p->total_ms;
+	call->deadline_binds = left_ms > 0 &&
+		(request->total_ms == 0 || left_ms <= request->total_ms);
+	if (call->deadline_binds)
+		request->total_ms = (int) Min(left_ms, INT_MAX);
+	request->max_response = (int64) llmgw_max_response_size * 1024;
+	request->ca_file = llmgw_ca_file && llmgw_ca_file[0] ? llmgw_ca_file : NULL;
+	request->proxy = llmgw_proxy && llmgw_proxy[0] ? llmgw_proxy : NULL;
+
+	llmgw_answer_init(&call->answer);
+	llmgw_sse_init(&call->parser, p->dialect->framing);
+	call->streaming = false;
+	call->timer.at = 0;
+	call->attempt_started = now;
+	call->state = LLMGW_CALL_SENDING;
+	call->transfer = llmgw_http_start(call->attempt_context, request,
+									  call->ready.list, call);
+	if (call->transfer->outcome != LLMGW_HTTP_RUNNING)
+		llmgw_ready_mark(&call->ready);
+	return false;
+}
+
+/*
+ * Goes through the candidates from the current one on until one is sent.  A
+ * candidate whose key cannot be read counts as failed, without an attempt.
+ */
+static bool
+try_candidates(LlmCall *call)
+{
+	for (; call->current < call->route.ncandidates; call->current++)
+	{
+		const LlmCandidate *c = &call->route.candidates[call->current];
+		char	   *reason = NULL;
+		LlmAttempt *a;
+
+		if (c->dropped != NULL)
+			continue;
+
+		/* only a larger window helps a prompt that was too long */
+		if (call->smallest_window > 0 &&
+			c->model->context_window <= call->smallest_window)
+			continue;
+		if (find_key(c->model->provider, &call->wire.api_key, &reason))
+			return send_attempt(call);
+
+		a = add_attempt(call);
+		a->error = LLMGW_AUTH;
+		a->message = MemoryContextStrdup(call->context, reason);
+		if (!llmgw_config_policy(call->spec->config, LLMGW_AUTH,
+								 c->model->provider->name)->fallback)
+			return finish_stopped(call);
+	}
+	call->current = Max(call->route.ncandidates - 1, 0);
+	return finish_failed(call);
+}
+
+bool
+llmgw_call_start(LlmCall *call, dlist_head *ready_list)
+{
+	const LlmSpec *spec = call->spec;
+	MemoryContext old = MemoryContextSwitchTo(call->context);
+	LlmRouteQuery query = {0};
+	bool		done;
+
+	Assert(call->state == LLMGW_CALL_NEW);
+	call->ready.list = ready_list;
+	call->started = llmgw_now();
+	call->deadline = llmgw_after_ms(call->started, spec->timeout_ms);
+
+	query.model = spec->model;
+	query.task = spec->task;
+	query.role = spec->role;
+	query.tags = spec->tags;
+	query.max_tokens = spec->max_tokens;
+	query.characters = pg_mbstrlen(call->prompt) +
+		(spec->system_prompt ? pg_mbstrlen(spec->system_prompt) : 0);
+	llmgw_route(spec->config, &query, &call->route);
+	for (int i = 0; i < call->route.ncandidates; i++)
+	{
+		if (call->route.candidates[i].dropped == NULL)
+		{
+			call->estimate = call->route.candidates[i].estimate;
+			break;
+		}
+	}
+
+	done = try_candidates(call);
+	MemoryContextSwitchTo(old);
+	return done;
+}
+
+static bool
+on_event(void *arg, const char *name, char *data, size_t len)
+{
+	LlmCall    *call = arg;
+	const LlmDialect *dialect =
+		call->route.candidates[call->current].model->provider->dialect;
+
+	dialect->parse_event(&call->wire, name, data, len, &call->answer);
+	return call->answer.error == LLMGW_OK && !call->answer.ended;
+}
+
+/* Something happened on the attempt's transfer, or its grace is over. */
+static bool
+advance_sending(LlmCall *call)
+{
+	LlmTransfer *t = call->transfer;
+
+	if (t->len > 0 && !call->streaming)
+		call->streaming = llmgw_judge_is_stream(t);
+	if (t->len > 0 && call->streaming)
+	{
+		if (!call->answer.ended && call->answer.error == LLMGW_OK)
+			llmgw_sse_feed(&call->parser, t->data, t->len, on_event, call);
+		llmgw_http_consume(t);
+	}
+	if (t->outcome != LLMGW_HTTP_RUNNING)
+	{
+		if (call->streaming && !call->answer.ended &&
+			call->answer.error == LLMGW_OK)
+			llmgw_sse_finish(&call->parser, on_event, call);
+		return judge_attempt(call);
+	}
+	if (call->answer.error != LLMGW_OK)
+		return judge_attempt(call);
+	if (call->answer.ended)
+	{
+		if (call->timer.at == 0)
+			llmgw_timer_set(&call->timer, llmgw_after_ms(llmgw_now(), GRACE_MS));
+		else if (!call->timer.armed)
+			return judge_attempt(call);
+	}
+	return false;
+}
+
+bool
+llmgw_call_advance(LlmCall *call)
+{
+	MemoryContext old = MemoryContextSwitchTo(call->context);
+	bool		done = false;
+
+	switch (call->state)
+	{
+		case LLMGW_CALL_SENDING:
+			MemoryContextSwitchTo(call->attempt_context);
+			done = advance_sending(call);
+			break;
+		case LLMGW_CALL_BACKOFF:
+			if (call->timer.armed)
+				break;
+			done = try_candidates(call);
+			break;
+		case LLMGW_CALL_NEW:
+		case LLMGW_CALL_DONE:
+			Assert(false);
+			break;
+	}
+	MemoryContextSwitchTo(old);
+	return done;
+}
+
+char *
+llmgw_call_detail(const LlmCall *call)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (int i = 0; i < call->nattempts; i++)
+	{
+		const LlmAttempt *a = &call->attempts[i];
+
+		if (a->error == LLMGW_OK)
+			continue;
+		appendStringInfo(&buf, "%s%s/%s: %s", buf.len ? "\n" : "",
+						 a->model->provider->name, a->model->name,
+						 llmgw_error_class_name(a->error));
+		if (a->sent)
+			appendStringInfo(&buf, " after " INT64_FORMAT " ms", a->latency_us / 1000);
+		else
+			appendStringInfoString(&buf, ", not tried");
+		appendStringInfo(&buf, ": %s", a->message);
+	}
+	for (int i = 0; i < call->route.ncandidates; i++)
+	{
+		const LlmCandidate *c = &call->route.candidates[i];
+
+		if (c->dropped != NULL)
+			appendStringInfo(&buf, "%s%s/%s: not tried: %s", buf.len ? "\n" : "",
+							 c->model->provider->name, c->model->name, c->dropped);
+	}
+	return buf.len > 0 ? buf.data : NULL;
+}
+
+const char *
+llmgw_call_hint(const LlmCall *call)
+{
+	if (call->error == LLMGW_NO_CANDIDATE && call->spec->cache != LLMGW_CACHE_ONLY)
+	{
+		if (call->spec->config->nproviders == 0)
+			return "Add one, for example: SELECT * FROM llm_add_provider('openai');";
+		if (call->spec->config->nmodels == 0)
+			return "Add one: INSERT INTO llm_models(provider, name) VALUES (...);";
+		for (int i = 0; i < call->route.ncandidates; i++)
+			if (call->route.candidates[i].hint != NULL)
+				return call->route.candidates[i].hint;
+	}
+	return llmgw_error_class_hint(call->error);
+}

@@ -1,0 +1,167 @@
+/*-------------------------------------------------------------------------
+ *
+ * call.h
+ *	  One call: a value that is passed along the pipeline until it has an
+ *	  answer or an error.
+ *
+ *		route -> attempt (send, judge) -> back off / next candidate -> done
+ *
+ * A call is a state machine.  llmgw_call_start() takes it to its first wait;
+ * llmgw_call_advance() goes on whenever its LlmReady shows up on the run's
+ * list; both return true when the call is done.  Nothing in it waits, so one
+ * loop (engine.c) drives as many as there are.
+ *
+ * Everything that a call owns hangs on its memory context: the transfer under
+ * way, parser, timers, the pinned configuration.  Deleting the context at any
+ * moment ends the call and leaves nothing behind.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef LLMGW_CALL_H
+#define LLMGW_CALL_H
+
+#include "config.h"
+#include "cost.h"
+#include "guc.h"
+#include "http.h"
+#include "route.h"
+
+/*
+ * What is asked, checked, shared by all calls of a batch.  Lives in the
+ * caller's context, which pins the configuration.
+ */
+typedef struct LlmSpec
+{
+	LlmConfig  *config;
+	Oid			role;			/* who is charged: GetOuterUserId() */
+	const LlmPriority *priority;
+	const char *task;
+	const char *model;			/* the argument; NULL: the gateway chooses */
+	LlmOptimize optimize;
+	const LlmTier *min_tier;	/* NULL: any */
+	LlmCacheMode cache;
+	const char *system_prompt;	/* NULL: none */
+	int			max_tokens;		/* 0: not given */
+	bool		has_temperature;
+	float4		temperature;
+	Jsonb	   *params;			/* checked; NULL: none */
+	int			timeout_ms;		/* of the whole call; 0: none */
+	Jsonb	   *tags;			/* an object; NULL: none */
+} LlmSpec;
+
+/* What became of one attempt, or of a candidate that could not be tried. */
+typedef struct LlmAttempt
+{
+	const LlmModel *model;
+	bool		sent;			/* false: its key could not be read */
+	LlmErrorClass error;
+	int			http_status;	/* 0: no answer */
+	const char *message;		/* NULL only when error is LLMGW_OK */
+	int64		latency_us;
+	LlmUsage	usage;
+	LlmNano		cost;			/* LLMGW_COST_UNKNOWN: no price */
+} LlmAttempt;
+
+typedef enum LlmCallState
+{
+	LLMGW_CALL_NEW,
+	LLMGW_CALL_SENDING,			/* a transfer is under way */
+	LLMGW_CALL_BACKOFF,			/* waits before it tries the same candidate */
+	LLMGW_CALL_DONE
+} LlmCallState;
+
+typedef struct LlmCall
+{
+	MemoryContext context;
+	const LlmSpec *spec;
+	const char *prompt;
+	int64		request_id;
+	LlmCallState state;
+	void	   *owner;			/* whatever who made it wants to know */
+
+	/* the way */
+	LlmRoute	route;
+	int			current;		/* candidate being tried */
+	int			first;			/* the first that was tried; -1: none yet */
+	int			retries;		/* of the current candidate */
+	int			smallest_window;	/* that a prompt was too long for; 0: none */
+	LlmInstant	started;
+	LlmInstant	deadline;
+	LlmReady	ready;
+	LlmTimer	timer;			/* back-off, or the grace after the last event */
+	MemoryContextCallback reset;
+
+	/* the attempt under way, in a context of its own */
+	MemoryContext attempt_context;
+	LlmInstant	attempt_started;
+	LlmTransfer *transfer;
+	LlmWireCall wire;
+	LlmEventParser parser;
+	LlmAnswer	answer;
+	bool		streaming;		/* the body is a stream of events */
+	bool		deadline_binds; /* its total time-out is the call's deadline */
+
+	/* past attempts */
+	int			nattempts;		/* entries, sent or not */
+	int			attempts_size;
+	LlmAttempt *attempts;
+
+	/* the result, in the call's context, valid when state is DONE */
+	LlmErrorClass error;		/* LLMGW_OK: there is an answer */
+	int			sqlstate;
+	const char *message;		/* the error in one line */
+	const LlmModel *model;		/* that answered; in an error, tried last */
+	const char *response;		/* server encoding */
+	const char *finish_reason;
+	LlmUsage	usage;
+	Jsonb	   *tool_calls;
+	bool		fallback;
+	bool		cached;			/* shares another call's answer */
+	LlmNano		estimate;
+	LlmNano		cost;			/* of all attempts */
+	int64		latency_us;
+	int64		ttft_us;		/* -1: no answer */
+} LlmCall;
+
+/*
+ * Makes a call in a new context below the given one.  The prompt must live as
+ * long as the call.  Draws its request id.
+ */
+extern LlmCall *llmgw_call_create(MemoryContext parent, const LlmSpec *spec,
+								  const char *prompt);
+
+/* Ready lists must outlive the call. */
+extern bool llmgw_call_start(LlmCall *call, dlist_head *ready_list);
+extern bool llmgw_call_advance(LlmCall *call);
+
+extern void llmgw_call_free(LlmCall *call);
+
+/* Ends a call that was not started with an error of its own. */
+extern void llmgw_call_fail(LlmCall *call, LlmErrorClass error,
+							const char *message);
+
+/* attempts that reached, or may have reached, a provider */
+extern int	llmgw_call_attempts(const LlmCall *call);
+
+/* DETAIL of its error, a line for each attempt or candidate; NULL: none */
+extern char *llmgw_call_detail(const LlmCall *call);
+
+/* HINT of its error; never NULL */
+extern const char *llmgw_call_hint(const LlmCall *call);
+
+/* judge.c */
+
+/*
+ * Names the outcome of the attempt whose transfer has ended: LLMGW_OK when
+ * the answer is whole, else its class, with a message.  May parse the body.
+ */
+extern LlmErrorClass llmgw_judge(LlmCall *call, const char **message);
+
+/* Whether the attempt's bytes are a stream of events, known with its headers. */
+extern bool llmgw_judge_is_stream(const LlmTransfer *transfer);
+
+/* What the attempt costs, whatever its end (DESIGN: charging). */
+extern LlmNano llmgw_judge_cost(const LlmCall *call, LlmErrorClass error,
+								LlmUsage *usage);
+
+#endif							/* LLMGW_CALL_H */

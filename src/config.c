@@ -1,0 +1,162 @@
+/*-------------------------------------------------------------------------
+ *
+ * config.c
+ *	  The configuration cache: when it is stale, who still uses an old one.
+ *
+ * A change of a configuration table invalidates that table's relcache entry
+ * (config_check.c).  The server then does what it does for catalogs: our
+ * callback runs in the session that made the change at its next command and
+ * at rollback, and in every other session after commit, when that session
+ * next accepts invalidations.  Every call begins by accepting them, so a
+ * running statement sees a change too.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+
+#include "config.h"
+
+/* the cached configuration, and whether it still is what the tables say */
+static LlmConfig *current = NULL;
+static bool valid = false;
+
+/* grows with every invalidation, so that one that comes while we read is seen */
+static uint64 invalidations = 0;
+
+/* the tables that the configuration was, or is just being, read from */
+static LlmConfigTables tables;
+
+/* Runs at any time, also outside of transactions: only sets flags. */
+static void
+on_relcache_inval(Datum arg, Oid relid)
+{
+	bool		ours = relid == InvalidOid; /* "everything" */
+
+	for (int i = 0; i < LLMGW_NCONFIG_TABLES && !ours; i++)
+		ours = tables.relations[i] == relid;
+	if (!ours)
+		return;
+	valid = false;
+	invalidations++;
+}
+
+void
+llmgw_config_init(void)
+{
+	CacheRegisterRelcacheCallback(on_relcache_inval, (Datum) 0);
+}
+
+static void
+unpin(LlmConfig *config)
+{
+	Assert(config->pins > 0);
+	if (--config->pins == 0)
+		MemoryContextDelete(config->context);
+}
+
+static void
+unpin_callback(void *arg)
+{
+	unpin(arg);
+}
+
+void
+llmgw_config_pin(LlmConfig *config, MemoryContext context)
+{
+	MemoryContextCallback *callback =
+		MemoryContextAlloc(context, sizeof(MemoryContextCallback));
+
+	callback->func = unpin_callback;
+	callback->arg = config;
+	MemoryContextRegisterResetCallback(context, callback);
+	config->pins++;
+}
+
+LlmConfig *
+llmgw_config_get(void)
+{
+	AcceptInvalidationMessages();
+	if (likely(valid))
+		return current;
+
+	/*
+	 * Read until no invalidation came meanwhile (opening a table accepts
+	 * them).  Which tables is settled first, so that one of theirs counts.
+	 */
+	for (;;)
+	{
+		uint64		before;
+		LlmConfig  *fresh;
+
+		llmgw_config_find_tables(&tables);
+		before = invalidations;
+		fresh = llmgw_config_load(&tables);
+		if (current != NULL)
+			unpin(current);
+		current = fresh;
+		if (before == invalidations)
+		{
+			valid = true;
+			return current;
+		}
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+void
+llmgw_config_invalidate(Relation rel)
+{
+	CacheInvalidateRelcache(rel);
+}
+
+const LlmProvider *
+llmgw_config_provider(const LlmConfig *config, const char *name)
+{
+	for (int i = 0; i < config->nproviders; i++)
+		if (strcmp(config->providers[i].name, name) == 0)
+			return &config->providers[i];
+	return NULL;
+}
+
+const LlmPriority *
+llmgw_config_priority(const LlmConfig *config, const char *name)
+{
+	for (int i = 0; i < config->npriorities; i++)
+		if (strcmp(config->priorities[i].name, name) == 0)
+			return &config->priorities[i];
+	return NULL;
+}
+
+const LlmTier *
+llmgw_config_tier(const LlmConfig *config, const char *name)
+{
+	for (int i = 0; i < config->ntiers; i++)
+		if (strcmp(config->tiers[i].name, name) == 0)
+			return &config->tiers[i];
+	return NULL;
+}
+
+const LlmTask *
+llmgw_config_task(const LlmConfig *config, const char *name)
+{
+	for (int i = 0; i < config->ntasks; i++)
+		if (strcmp(config->tasks[i].name, name) == 0)
+			return &config->tasks[i];
+	return NULL;
+}
+
+const LlmPolicy *
+llmgw_config_policy(const LlmConfig *config, LlmErrorClass error_class,
+					const char *provider)
+{
+	Assert(error_class > LLMGW_OK && error_class < LLMGW_NATTEMPT_CLASSES);
+	for (int i = 0; i < config->nprovider_policies; i++)
+		if (config->provider_policies[i].error_class == error_class &&
+			strcmp(config->provider_policies[i].provider, provider) == 0)
+			return &config->provider_policies[i].policy;
+	return &config->policies[error_class];
+}

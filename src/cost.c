@@ -1,0 +1,59 @@
+/*-------------------------------------------------------------------------
+ *
+ * cost.c
+ *	  What tokens cost, in integer nano-dollars.
+ *
+ * A price of p USD per million tokens is stored as p * 10^9 nano-dollars per
+ * million tokens, which is exact for prices with up to nine decimals.  Sums
+ * are formed in 128 bits, where nothing overflows: 2^31 tokens at the largest
+ * price that a row may hold (10^6 USD) are below 2^81.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/numeric.h"
+
+#include "cost.h"
+
+#define TOKENS_PER_PRICE	1000000
+
+LlmNano
+llmgw_cost(const LlmModel *model, const LlmUsage *usage)
+{
+	LlmPrice	in = model->input_price;
+	LlmPrice	cached = model->cached_input_price >= 0 ? model->cached_input_price : in;
+	LlmPrice	write = model->cache_write_price >= 0 ? model->cache_write_price : in;
+	int64		plain = Max(usage->input - usage->cached_input - usage->cache_write, 0);
+	int128		sum;
+
+	if (in < 0 || (model->output_price < 0 && usage->output > 0))
+		return LLMGW_COST_UNKNOWN;
+	sum = (int128) plain * in + (int128) usage->cached_input * cached +
+		(int128) usage->cache_write * write;
+	if (usage->output > 0)
+		sum += (int128) usage->output * model->output_price;
+	return (LlmNano) ((sum + TOKENS_PER_PRICE / 2) / TOKENS_PER_PRICE);
+}
+
+LlmNano
+llmgw_cost_estimate(const LlmModel *model, int64 characters, int max_tokens)
+{
+	LlmUsage	usage = {0};
+
+	usage.input = (characters + 3) / 4;
+	usage.output = max_tokens > 0 ? max_tokens : LLMGW_EXPECTED_OUTPUT;
+	if (model->max_output_tokens > 0)
+		usage.output = Min(usage.output, model->max_output_tokens);
+	return llmgw_cost(model, &usage);
+}
+
+Datum
+llmgw_nano_to_numeric(LlmNano nano)
+{
+	/* value / 10^9, without the zeros at the end */
+	return DirectFunctionCall1(numeric_trim_scale,
+							   NumericGetDatum(int64_div_fast_to_numeric(nano, 9)));
+}

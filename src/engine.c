@@ -1,0 +1,89 @@
+/*-------------------------------------------------------------------------
+ *
+ * engine.c
+ *	  Drives calls until they are done.
+ *
+ * A run keeps max_in_flight calls going and starts the next as soon as one
+ * ends.  Runs may be nested: an inner one turns the same loop, which also
+ * moves the outer's bytes; what became ready there waits on the outer's list.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "utils/memutils.h"
+
+#include "engine.h"
+
+static void
+start_some(LlmRun *run, bool *exhausted)
+{
+	while (!*exhausted && run->in_flight < run->max_in_flight)
+	{
+		LlmCall    *call;
+
+		/* out of descriptors: wait until a call in flight gives one back */
+		if (run->in_flight > 0 && llmgw_loop_sockets_left() <= 0)
+			return;
+		CHECK_FOR_INTERRUPTS();
+		call = run->next(run);
+		if (call == NULL)
+			*exhausted = true;
+		else if (call->state == LLMGW_CALL_DONE ||
+				 llmgw_call_start(call, &run->ready))
+			run->done(run, call);
+		else
+			run->in_flight++;
+	}
+}
+
+static void
+drive(LlmRun *run)
+{
+	bool		exhausted = false;
+
+	for (;;)
+	{
+		start_some(run, &exhausted);
+		if (run->in_flight == 0)
+			return;
+		if (dlist_is_empty(&run->ready))
+			llmgw_loop_turn(LLMGW_NEVER);
+
+		while (!dlist_is_empty(&run->ready))
+		{
+			LlmReady   *ready = dlist_head_element(LlmReady, node, &run->ready);
+			LlmCall    *call = ready->owner;
+
+			llmgw_ready_clear(ready);
+			if (llmgw_call_advance(call))
+			{
+				run->in_flight--;
+				run->done(run, call);
+			}
+		}
+	}
+}
+
+void
+llmgw_engine_run(LlmRun *run)
+{
+	dlist_init(&run->ready);
+	run->in_flight = 0;
+
+	/*
+	 * The transfers point to run->ready, which is our caller's: they must be
+	 * gone before an error unwinds its frame.
+	 */
+	PG_TRY();
+	{
+		drive(run);
+	}
+	PG_CATCH();
+	{
+		MemoryContextReset(run->context);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+}

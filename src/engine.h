@@ -1,0 +1,37 @@
+/*-------------------------------------------------------------------------
+ *
+ * engine.h
+ *	  Drives calls until they are done: one, or a thousand at a time.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef LLMGW_ENGINE_H
+#define LLMGW_ENGINE_H
+
+#include "call.h"
+
+typedef struct LlmRun LlmRun;
+struct LlmRun
+{
+	/* set by the caller */
+	MemoryContext context;		/* in which next() makes its calls */
+	int			max_in_flight;
+	LlmCall    *(*next) (LlmRun *run);	/* the next call, or NULL when there is
+										 * none left */
+	void		(*done) (LlmRun *run, LlmCall *call);	/* takes what it needs and
+														 * frees the call */
+	void	   *arg;
+
+	/* private to engine.c */
+	dlist_head	ready;
+	int			in_flight;
+};
+
+/*
+ * Returns when next() has no more and every call is done.  When it raises (an
+ * interrupt, out of memory, an error of next() or done()), it first resets
+ * run->context: nothing of the run is left on the wire.
+ */
+extern void llmgw_engine_run(LlmRun *run);
+
+#endif							/* LLMGW_ENGINE_H */

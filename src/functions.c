@@ -1,0 +1,212 @@
+/*-------------------------------------------------------------------------
+ *
+ * functions.c
+ *	  llm_complete and llm_complete_detail: one prompt, one answer.
+ *
+ * Both are a run of one call on the engine that batches use.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "funcapi.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+#include "engine.h"
+#include "functions.h"
+
+PG_FUNCTION_INFO_V1(llmgw_sql_complete);
+PG_FUNCTION_INFO_V1(llmgw_sql_complete_detail);
+
+static LlmCall *
+next_single(LlmRun *run)
+{
+	LlmCall    *call = run->arg;
+
+	run->arg = NULL;
+	return call;
+}
+
+static void
+done_single(LlmRun *run, LlmCall *call)
+{
+}
+
+/*
+ * Makes the call that the arguments describe and returns when it is done.  All
+ * of it lives in the given context.
+ */
+static LlmCall *
+complete(FunctionCallInfo fcinfo, MemoryContext context)
+{
+	LlmSpec    *spec = llmgw_args_read(fcinfo, context);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	char	   *prompt = text_to_cstring(PG_GETARG_TEXT_PP(LLMGW_ARG_PROMPT));
+	LlmCall    *call;
+	LlmRun		run = {0};
+
+	llmgw_args_check_prompt(prompt);
+	call = llmgw_call_create(context, spec, prompt);
+	if (spec->cache == LLMGW_CACHE_ONLY)
+		llmgw_call_fail(call, LLMGW_NO_CANDIDATE, "no answer is cached for this prompt");
+	run.context = context;
+	run.max_in_flight = 1;
+	run.next = next_single;
+	run.done = done_single;
+	run.arg = call;
+	llmgw_engine_run(&run);
+	MemoryContextSwitchTo(old);
+	return call;
+}
+
+/* An answer that ends because of a token limit: say so, and whose it was. */
+static void
+warn_if_cut(const LlmCall *call)
+{
+	if (call->finish_reason == NULL || strcmp(call->finish_reason, "length") != 0)
+		return;
+	if (call->spec->max_tokens > 0)
+		ereport(WARNING,
+				(errcode(ERRCODE_WARNING_STRING_DATA_RIGHT_TRUNCATION),
+				 errmsg("the answer was cut by the call's max_tokens of %d",
+						call->spec->max_tokens),
+				 errhint("Raise max_tokens.")));
+	else
+		ereport(WARNING,
+				(errcode(ERRCODE_WARNING_STRING_DATA_RIGHT_TRUNCATION),
+				 errmsg("the answer was cut by the output limit of model \"%s\" of provider \"%s\"",
+						call->model->name, call->model->provider->name),
+				 errhint("Ask for a shorter answer, or use a model with a larger limit.")));
+}
+
+/* Whether on_error = 'null' may turn this into NULL. */
+static bool
+may_be_null(int sqlstate)
+{
+	return llmgw_on_error == LLMGW_ON_ERROR_NULL &&
+		sqlstate != ERRCODE_LLM_BUDGET_EXCEEDED &&
+		sqlstate != ERRCODE_LLM_NO_CANDIDATE;
+}
+
+Datum
+llmgw_sql_complete(PG_FUNCTION_ARGS)
+{
+	MemoryContext context;
+	LlmCall    *call;
+	text	   *result = NULL;
+
+	if (PG_ARGISNULL(LLMGW_ARG_PROMPT))
+		PG_RETURN_NULL();
+
+	context = AllocSetContextCreate(CurrentMemoryContext, "llm_gateway run",
+									ALLOCSET_SMALL_SIZES);
+	call = complete(fcinfo, context);
+	if (call->error == LLMGW_OK)
+	{
+		warn_if_cut(call);
+		result = cstring_to_text(call->response);
+	}
+	else
+	{
+		char	   *detail = llmgw_call_detail(call);
+
+		ereport(may_be_null(call->sqlstate) ? WARNING : ERROR,
+				(errcode(call->sqlstate),
+				 errmsg("%s", call->message),
+				 detail ? errdetail("%s", detail) : 0,
+				 errhint("%s", llmgw_call_hint(call))));
+	}
+	MemoryContextDelete(context);
+	if (result == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(result);
+}
+
+/* A column that is NULL where there is nothing to say. */
+static void
+put_text(Datum *values, bool *nulls, int i, const char *value)
+{
+	nulls[i] = value == NULL;
+	values[i] = value ? CStringGetTextDatum(value) : (Datum) 0;
+}
+
+static void
+put_int(Datum *values, bool *nulls, int i, bool known, int64 value)
+{
+	nulls[i] = !known;
+	values[i] = Int32GetDatum((int32) Min(value, PG_INT32_MAX));
+}
+
+static void
+put_money(Datum *values, bool *nulls, int i, LlmNano nano)
+{
+	nulls[i] = nano == LLMGW_COST_UNKNOWN;
+	values[i] = nulls[i] ? (Datum) 0 : llmgw_nano_to_numeric(nano);
+}
+
+void
+llmgw_detail_row(const LlmCall *call, Datum *values, bool *nulls)
+{
+	const LlmModel *model = call->model;
+	bool		ok = call->error == LLMGW_OK;
+	int			i = 0;
+
+	put_text(values, nulls, i++, ok ? call->response : NULL);
+	put_text(values, nulls, i++, model ? model->provider->name : NULL);
+	put_text(values, nulls, i++, model ? model->name : NULL);
+	put_text(values, nulls, i++, model ? model->tier->name : NULL);
+	put_text(values, nulls, i++, call->spec->task);
+	put_text(values, nulls, i++, call->spec->priority->name);
+	put_text(values, nulls, i++, call->finish_reason);
+	put_int(values, nulls, i++, ok, call->usage.input);
+	put_int(values, nulls, i++, ok, call->usage.cached_input);
+	put_int(values, nulls, i++, ok, call->usage.output);
+	put_int(values, nulls, i++, ok, call->usage.reasoning);
+	put_money(values, nulls, i++, call->estimate);
+	put_money(values, nulls, i++, call->cost);
+	put_int(values, nulls, i++, true, call->latency_us / 1000);
+	put_int(values, nulls, i++, call->ttft_us >= 0, call->ttft_us / 1000);
+	put_int(values, nulls, i++, true, call->cached ? 0 : llmgw_call_attempts(call));
+	nulls[i] = false;
+	values[i++] = BoolGetDatum(call->fallback);
+	nulls[i] = false;
+	values[i++] = BoolGetDatum(call->cached);
+	nulls[i++] = true;			/* degraded: nothing was dropped */
+	nulls[i++] = true;			/* notice: not downgraded */
+	nulls[i] = call->tool_calls == NULL;
+	values[i] = nulls[i] ? (Datum) 0 : JsonbPGetDatum(call->tool_calls);
+	i++;
+	put_text(values, nulls, i++, ok ? NULL : llmgw_error_class_name(call->error));
+	put_text(values, nulls, i++, ok ? NULL : call->message);
+	nulls[i] = false;
+	values[i++] = Int64GetDatum(call->request_id);
+	Assert(i == LLMGW_NDETAIL);
+}
+
+Datum
+llmgw_sql_complete_detail(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	Datum		values[LLMGW_NDETAIL];
+	bool		nulls[LLMGW_NDETAIL];
+	MemoryContext context;
+	MemoryContext old;
+	LlmCall    *call;
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (PG_ARGISNULL(LLMGW_ARG_PROMPT))
+		return (Datum) 0;
+
+	context = AllocSetContextCreate(CurrentMemoryContext, "llm_gateway run",
+									ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(context);
+	call = complete(fcinfo, context);
+	if (call->error == LLMGW_OK)
+		warn_if_cut(call);
+	llmgw_detail_row(call, values, nulls);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+	return (Datum) 0;
+}

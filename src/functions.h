@@ -1,0 +1,56 @@
+/*-------------------------------------------------------------------------
+ *
+ * functions.h
+ *	  What the SQL functions that make calls share.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef LLMGW_FUNCTIONS_H
+#define LLMGW_FUNCTIONS_H
+
+#include "fmgr.h"
+
+#include "call.h"
+
+/*
+ * Positions of the arguments that every calling function begins with; the
+ * first one is its prompt, or its prompts.
+ */
+enum
+{
+	LLMGW_ARG_PROMPT = 0,
+	LLMGW_ARG_PRIORITY,
+	LLMGW_ARG_MODEL,
+	LLMGW_ARG_TASK,
+	LLMGW_ARG_OPTIMIZE,
+	LLMGW_ARG_MIN_TIER,
+	LLMGW_ARG_SYSTEM_PROMPT,
+	LLMGW_ARG_MAX_TOKENS,
+	LLMGW_ARG_TEMPERATURE,
+	LLMGW_ARG_PARAMS,
+	LLMGW_ARG_TIMEOUT_MS,
+	LLMGW_ARG_CACHE,
+	LLMGW_ARG_TAGS,
+	LLMGW_NCOMMON_ARGS
+};
+
+/* the columns of DETAIL */
+#define LLMGW_NDETAIL	24
+
+/* functions_args.c */
+
+/*
+ * Checks the common arguments and returns them in the given context, which
+ * also pins the configuration.  Raises 22023, 42501, 42704 and 55000.
+ */
+extern LlmSpec *llmgw_args_read(FunctionCallInfo fcinfo, MemoryContext context);
+
+/* Raises 22023 for a prompt that no provider takes. */
+extern void llmgw_args_check_prompt(const char *prompt);
+
+/* functions.c */
+
+/* Fills DETAIL from a call that is done; palloc'd in the current context. */
+extern void llmgw_detail_row(const LlmCall *call, Datum *values, bool *nulls);
+
+#endif							/* LLMGW_FUNCTIONS_H */

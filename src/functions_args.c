@@ -1,0 +1,285 @@
+/*-------------------------------------------------------------------------
+ *
+ * functions_args.c
+ *	  The arguments that every calling function has, checked.
+ *
+ * A bad argument is an error that names the value and the remedy, before
+ * anything is sent.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/memutils.h"
+
+#include "functions.h"
+
+/* the names of a configuration's rows, for messages */
+#define LIST_NAMES(buf, array, n) \
+	do { \
+		initStringInfo(&(buf)); \
+		for (int i_ = 0; i_ < (n); i_++) \
+			appendStringInfo(&(buf), "%s%s", i_ ? ", " : "", (array)[i_].name); \
+	} while (0)
+
+/*
+ * An empty string is not the same as NULL for an argument that names
+ * something: it names nothing, and the lookup says so.
+ */
+static char *
+text_arg(FunctionCallInfo fcinfo, int arg)
+{
+	return PG_ARGISNULL(arg) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(arg));
+}
+
+static const LlmPriority *
+read_priority(FunctionCallInfo fcinfo, const LlmConfig *config, Oid role)
+{
+	char	   *name = text_arg(fcinfo, LLMGW_ARG_PRIORITY);
+	const LlmPriority *priority;
+	StringInfoData names;
+
+	if (name == NULL)
+		name = llmgw_default_priority ? llmgw_default_priority : "";
+	priority = llmgw_config_priority(config, name);
+	if (priority == NULL)
+	{
+		LIST_NAMES(names, config->priorities, config->npriorities);
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("priority \"%s\" does not exist", name),
+				 errdetail("Priorities are: %s.", names.data),
+				 PG_ARGISNULL(LLMGW_ARG_PRIORITY) ?
+				 errhint("Set llm_gateway.default_priority to one of them.") :
+				 errhint("The second argument is the priority. To name a model, write model => %s.",
+						 quote_literal_cstr(name))));
+	}
+	if (priority->required_role != NULL)
+	{
+		Oid			required = get_role_oid(priority->required_role, true);
+
+		if (!OidIsValid(required) || !has_privs_of_role(role, required))
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("permission denied for priority \"%s\"", name),
+					 errdetail("It requires role \"%s\".", priority->required_role),
+					 errhint("Use another priority, or grant that role.")));
+	}
+	return priority;
+}
+
+static const char *
+read_task(FunctionCallInfo fcinfo, const LlmConfig *config)
+{
+	char	   *name = text_arg(fcinfo, LLMGW_ARG_TASK);
+	const LlmTask *task;
+	StringInfoData names;
+
+	if (name == NULL)
+		return "default";
+	task = llmgw_config_task(config, name);
+	if (task == NULL)
+	{
+		LIST_NAMES(names, config->tasks, config->ntasks);
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("task \"%s\" does not exist", name),
+				 errdetail("Tasks are: %s.", names.data),
+				 errhint("Use one of them, or add it to llm_tasks.")));
+	}
+	return task->enabled ? task->name : "default";
+}
+
+static const LlmTier *
+read_min_tier(FunctionCallInfo fcinfo, const LlmConfig *config)
+{
+	char	   *name = text_arg(fcinfo, LLMGW_ARG_MIN_TIER);
+	const LlmTier *tier;
+	StringInfoData names;
+
+	if (name == NULL)
+		return NULL;
+	tier = llmgw_config_tier(config, name);
+	if (tier == NULL)
+	{
+		LIST_NAMES(names, config->tiers, config->ntiers);
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("tier \"%s\" does not exist", name),
+				 errhint("Tiers are: %s.", names.data)));
+	}
+	return tier;
+}
+
+static int
+read_word(FunctionCallInfo fcinfo, int arg, const char *what, int dflt,
+		  int (*lookup) (const char *), const char *words)
+{
+	char	   *name = text_arg(fcinfo, arg);
+	int			value;
+
+	if (name == NULL)
+		return dflt;
+	value = lookup(name);
+	if (value < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for %s: \"%s\"", what, name),
+				 errhint("Valid values are: %s.", words)));
+	return value;
+}
+
+static Jsonb *
+read_params(FunctionCallInfo fcinfo)
+{
+	Jsonb	   *params;
+	JsonbIterator *it;
+	JsonbValue	v;
+	JsonbIteratorToken tok;
+	char	   *key = NULL;
+
+	if (PG_ARGISNULL(LLMGW_ARG_PARAMS))
+		return NULL;
+	params = PG_GETARG_JSONB_P_COPY(LLMGW_ARG_PARAMS);
+	if (!JB_ROOT_IS_OBJECT(params))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("params must be a JSON object"),
+				 errhint("For example params => '{\"top_p\": 0.9}'.")));
+
+	it = JsonbIteratorInit(&params->root);
+	while ((tok = JsonbIteratorNext(&it, &v, true)) != WJB_DONE)
+	{
+		const char *problem = NULL;
+
+		if (tok == WJB_KEY)
+			key = pnstrdup(v.val.string.val, v.val.string.len);
+		else if (tok == WJB_VALUE)
+		{
+			if (!llmgw_param_known(key, &v, &problem))
+				ereport(ERROR,
+						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						 errmsg("unknown key \"%s\" in params", key),
+						 errdetail("Known keys are: %s.", llmgw_param_names()),
+						 errhint("What only one provider understands goes into extra: params => '{\"extra\": {\"%s\": ...}}'.",
+								 key)));
+			if (problem != NULL)
+				ereport(ERROR,
+						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						 errmsg("invalid value for key \"%s\" in params", key),
+						 errdetail("It %s.", problem)));
+		}
+	}
+	return params;
+}
+
+static Jsonb *
+read_tags(FunctionCallInfo fcinfo)
+{
+	Jsonb	   *tags;
+
+	if (!PG_ARGISNULL(LLMGW_ARG_TAGS))
+	{
+		tags = PG_GETARG_JSONB_P_COPY(LLMGW_ARG_TAGS);
+		if (!JB_ROOT_IS_OBJECT(tags))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("tags must be a JSON object"),
+					 errhint("For example tags => '{\"team\": \"search\"}'.")));
+		return tags;
+	}
+	if (llmgw_tags == NULL || llmgw_tags[0] == '\0')
+		return NULL;
+	tags = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(llmgw_tags)));
+	if (!JB_ROOT_IS_OBJECT(tags))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("llm_gateway.tags must be a JSON object"),
+				 errhint("For example SET llm_gateway.tags = '{\"team\": \"search\"}'.")));
+	return tags;
+}
+
+void
+llmgw_args_check_prompt(const char *prompt)
+{
+	if (prompt[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("prompt must not be empty"),
+				 errhint("A NULL prompt gives NULL without a call.")));
+}
+
+LlmSpec *
+llmgw_args_read(FunctionCallInfo fcinfo, MemoryContext context)
+{
+	MemoryContext old = MemoryContextSwitchTo(context);
+	LlmSpec    *spec = palloc0(sizeof(LlmSpec));
+
+	if (!llmgw_enabled)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("llm_gateway is switched off"),
+				 errhint("A superuser can switch it on: llm_gateway.enabled.")));
+	if (RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("cannot call a model on a standby server"),
+				 errdetail("What a call costs could not be recorded."),
+				 errhint("Make the call on the primary server.")));
+
+	spec->config = llmgw_config_get();
+	llmgw_config_pin(spec->config, context);
+	spec->role = GetOuterUserId();
+
+	spec->priority = read_priority(fcinfo, spec->config, spec->role);
+	spec->model = text_arg(fcinfo, LLMGW_ARG_MODEL);
+	spec->task = read_task(fcinfo, spec->config);
+	spec->optimize = read_word(fcinfo, LLMGW_ARG_OPTIMIZE, "optimize",
+							   llmgw_default_optimize, llmgw_optimize_from_name,
+							   "quality, cost, speed");
+	spec->min_tier = read_min_tier(fcinfo, spec->config);
+	spec->system_prompt = text_arg(fcinfo, LLMGW_ARG_SYSTEM_PROMPT);
+	if (!PG_ARGISNULL(LLMGW_ARG_MAX_TOKENS))
+	{
+		spec->max_tokens = PG_GETARG_INT32(LLMGW_ARG_MAX_TOKENS);
+		if (spec->max_tokens <= 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("max_tokens must be positive, not %d", spec->max_tokens)));
+	}
+	if (!PG_ARGISNULL(LLMGW_ARG_TEMPERATURE))
+	{
+		spec->has_temperature = true;
+		spec->temperature = PG_GETARG_FLOAT4(LLMGW_ARG_TEMPERATURE);
+		if (!(spec->temperature >= 0 && spec->temperature <= 2))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("temperature must be between 0 and 2, not %g",
+							spec->temperature)));
+	}
+	spec->params = read_params(fcinfo);
+	spec->timeout_ms = llmgw_default_timeout;
+	if (!PG_ARGISNULL(LLMGW_ARG_TIMEOUT_MS))
+	{
+		spec->timeout_ms = PG_GETARG_INT32(LLMGW_ARG_TIMEOUT_MS);
+		if (spec->timeout_ms < 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("timeout_ms must not be negative, but is %d", spec->timeout_ms),
+					 errhint("0 means no limit.")));
+	}
+	spec->cache = read_word(fcinfo, LLMGW_ARG_CACHE, "cache", llmgw_cache,
+							llmgw_cache_mode_from_name,
+							"off, auto, on, refresh, only");
+	spec->tags = read_tags(fcinfo);
+
+	MemoryContextSwitchTo(old);
+	return spec;
+}

@@ -1,0 +1,623 @@
+/*-------------------------------------------------------------------------
+ *
+ * http.c
+ *	  One HTTP request and the bytes that come back.
+ *
+ * Ownership.  A transfer is palloc'd in its caller's context; before anything
+ * else is acquired it registers a reset callback there.  What curl and its
+ * callbacks need is malloc'd and hangs on the transfer, so the callback can
+ * give back everything whichever step was reached.
+ *
+ * Callbacks from curl run inside llmgw_curl_enter(): they store bytes, set
+ * flags and timers, and mark the transfer ready.  They never palloc, never
+ * ereport.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <arpa/inet.h>
+#include <curl/curl.h>
+#include <netinet/in.h>
+
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "http.h"
+
+/* idle easy handles kept for the next request */
+#define MAX_IDLE_HANDLES	32
+
+/* more header bytes than this are not kept */
+#define MAX_HEADER_BYTES	(64 * 1024)
+
+/* a body buffer larger than this is not kept once it was consumed */
+#define MAX_KEPT_BUFFER		(1024 * 1024)
+
+static CURL *idle_handles[MAX_IDLE_HANDLES];
+static int	nidle_handles = 0;
+
+/*
+ * Appends to a malloc'd buffer and keeps a NUL behind it.  False when out of
+ * memory; the buffer is then as it was.
+ */
+static bool
+append(char **buf, size_t *len, size_t *size, const char *bytes, size_t n)
+{
+	if (*len + n + 1 > *size)
+	{
+		size_t		want = Max(*size * 2, (size_t) 4096);
+		char	   *bigger;
+
+		while (want < *len + n + 1)
+			want *= 2;
+		bigger = realloc(*buf, want);
+		if (bigger == NULL)
+			return false;
+		*buf = bigger;
+		*size = want;
+	}
+	memcpy(*buf + *len, bytes, n);
+	*len += n;
+	(*buf)[*len] = '\0';
+	return true;
+}
+
+/* When the transfer must have moved, or it has timed out. */
+static LlmInstant
+next_deadline(const LlmTransfer *t)
+{
+	LlmInstant	at = t->ended_by;
+
+	if (t->first_byte == 0)
+		at = Min(at, t->first_byte_by);
+	else if (t->idle_us > 0)
+		at = Min(at, t->last_byte + t->idle_us);
+	return at;
+}
+
+static void
+set_outcome(LlmTransfer *t, LlmHttpOutcome outcome)
+{
+	if (t->outcome != LLMGW_HTTP_RUNNING)
+		return;
+	t->outcome = outcome;
+	t->ended = llmgw_now();
+	llmgw_timer_cancel(&t->timer);
+	llmgw_ready_mark(&t->ready);
+}
+
+/* Body bytes arrived, from curl or from a replay.  False: stop the transfer. */
+static bool
+receive(LlmTransfer *t, const char *bytes, size_t n)
+{
+	if (t->outcome != LLMGW_HTTP_RUNNING)
+		return false;
+	if (n == 0)
+		return true;
+	t->last_byte = llmgw_now();
+	if (t->first_byte == 0)
+	{
+		t->first_byte = t->last_byte;
+
+		/* the timer so far was for the first byte; later ones move it lazily */
+		llmgw_timer_set(&t->timer, next_deadline(t));
+	}
+	t->total += n;
+	if (t->max_response > 0 && t->total > (size_t) t->max_response)
+	{
+		set_outcome(t, LLMGW_HTTP_TOO_LARGE);
+		return false;
+	}
+	if (!append(&t->data, &t->len, &t->size, bytes, n))
+	{
+		t->no_memory = true;
+		set_outcome(t, LLMGW_HTTP_FAILED_INTERNAL);
+		return false;
+	}
+	llmgw_ready_mark(&t->ready);
+	return true;
+}
+
+static size_t
+on_body(char *bytes, size_t size, size_t nmemb, void *arg)
+{
+	return receive(arg, bytes, size * nmemb) ? size * nmemb : 0;
+}
+
+/*
+ * A status line starts a new block: what came before belonged to an interim
+ * response (100 Continue, 103 Early Hints).
+ */
+static size_t
+on_header(char *line, size_t size, size_t nmemb, void *arg)
+{
+	LlmTransfer *t = arg;
+	size_t		n = size * nmemb;
+	size_t		used = n;
+
+	if (n >= 5 && memcmp(line, "HTTP/", 5) == 0)
+	{
+		const char *space = memchr(line, ' ', n);
+
+		t->header_len = 0;
+		if (space != NULL && n - (space - line) > 3)
+			t->http_status = (space[1] - '0') * 100 + (space[2] - '0') * 10 +
+				(space[3] - '0');
+		return n;
+	}
+	while (used > 0 && (line[used - 1] == '\r' || line[used - 1] == '\n'))
+		used--;
+	if (used == 0 || t->header_len + used > MAX_HEADER_BYTES)
+		return n;
+	if (!append(&t->header_buf, &t->header_len, &t->header_size, line, used) ||
+		!append(&t->header_buf, &t->header_len, &t->header_size, "\n", 1))
+	{
+		t->no_memory = true;
+		return 0;
+	}
+	t->headers = t->header_buf;
+	return n;
+}
+
+/*
+ * Link-local addresses and those where clouds publish a machine's credentials.
+ * Checked on the resolved address, so that a name cannot hide one.
+ */
+static bool
+is_forbidden_address(const struct sockaddr *addr)
+{
+	uint32		v4;
+
+	if (addr->sa_family == AF_INET6)
+	{
+		const struct in6_addr *v6 = &((const struct sockaddr_in6 *) addr)->sin6_addr;
+		static const uint8 aws_metadata[16] = {0xfd, 0, 0x0e, 0xc2, [14] = 2,[15] = 0x54};
+
+		if (IN6_IS_ADDR_LINKLOCAL(v6) || memcmp(v6, aws_metadata, 16) == 0)
+			return true;
+		if (!IN6_IS_ADDR_V4MAPPED(v6) && !IN6_IS_ADDR_V4COMPAT(v6))
+			return false;
+		memcpy(&v4, &v6->s6_addr[12], sizeof(v4));
+	}
+	else if (addr->sa_family == AF_INET)
+		v4 = ((const struct sockaddr_in *) addr)->sin_addr.s_addr;
+	else
+		return false;
+
+	v4 = ntohl(v4);
+	return (v4 & 0xffff0000) == 0xa9fe0000 ||	/* 169.254.0.0/16 */
+		v4 == 0xa83f8110 ||		/* 168.63.129.16, Azure */
+		v4 == 0x646464c8;		/* 100.100.100.200, Alibaba */
+}
+
+static curl_socket_t
+on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
+{
+	LlmTransfer *t = arg;
+	curl_socket_t fd;
+
+	if (is_forbidden_address(&address->addr))
+	{
+		t->refused_address = true;
+		return CURL_SOCKET_BAD;
+	}
+	fd = llmgw_loop_open_socket(NULL, purpose, address);
+	if (fd == CURL_SOCKET_BAD)
+		t->no_socket = true;
+	return fd;
+}
+
+static LlmHttpOutcome
+outcome_of(const LlmTransfer *t, CURLcode rc)
+{
+	if (t->no_memory || t->no_socket)
+		return LLMGW_HTTP_FAILED_INTERNAL;
+	if (t->refused_address)
+		return LLMGW_HTTP_FAILED_ADDRESS;
+	switch (rc)
+	{
+		case CURLE_OK:
+			return LLMGW_HTTP_DONE;
+		case CURLE_COULDNT_RESOLVE_HOST:
+		case CURLE_COULDNT_RESOLVE_PROXY:
+			return LLMGW_HTTP_FAILED_RESOLVE;
+		case CURLE_COULDNT_CONNECT:
+			return LLMGW_HTTP_FAILED_CONNECT;
+		case CURLE_OPERATION_TIMEDOUT:
+			/* the only time-out we leave to curl */
+			return LLMGW_HTTP_TIMEOUT_CONNECT;
+		case CURLE_SSL_CONNECT_ERROR:
+		case CURLE_PEER_FAILED_VERIFICATION:
+		case CURLE_SSL_CERTPROBLEM:
+		case CURLE_SSL_CIPHER:
+		case CURLE_SSL_CACERT_BADFILE:
+		case CURLE_SSL_ISSUER_ERROR:
+		case CURLE_SSL_INVALIDCERTSTATUS:
+		case CURLE_SSL_PINNEDPUBKEYNOTMATCH:
+			return LLMGW_HTTP_FAILED_TLS;
+		case CURLE_OUT_OF_MEMORY:
+			return LLMGW_HTTP_FAILED_INTERNAL;
+		default:
+			return LLMGW_HTTP_FAILED_NETWORK;
+	}
+}
+
+static void
+on_done(LlmCurlDone *done, CURLcode rc)
+{
+	LlmTransfer *t = (LlmTransfer *) ((char *) done - offsetof(LlmTransfer, done));
+
+	if (rc != CURLE_OK && t->message[0] == '\0')
+		strlcpy(t->message, curl_easy_strerror(rc), sizeof(t->message));
+	set_outcome(t, outcome_of(t, rc));
+}
+
+/* Delivers the replay's steps that are due, and its end. */
+static void
+replay(LlmTransfer *t, LlmInstant now)
+{
+	const LlmReplay *r = t->replay;
+
+	for (;;)
+	{
+		const LlmReplayStep *step;
+
+		if (t->replay_step == r->nsteps)
+		{
+			if (r->end == LLMGW_REPLAY_DONE)
+				set_outcome(t, LLMGW_HTTP_DONE);
+			else if (r->end == LLMGW_REPLAY_CUT)
+			{
+				strlcpy(t->message, "connection reset", sizeof(t->message));
+				set_outcome(t, LLMGW_HTTP_FAILED_NETWORK);
+			}
+			return;
+		}
+		step = &r->steps[t->replay_step++];
+		if (!receive(t, step->bytes, step->len))
+			return;
+		if (t->replay_step < r->nsteps &&
+			r->steps[t->replay_step].delay_ms > 0)
+			return;
+	}
+}
+
+static LlmInstant
+next_replay(const LlmTransfer *t)
+{
+	if (t->replay == NULL || t->outcome != LLMGW_HTTP_RUNNING)
+		return LLMGW_NEVER;
+	if (t->replay_step < t->replay->nsteps)
+		return Max(t->last_byte, t->started) +
+			(LlmInstant) t->replay->steps[t->replay_step].delay_ms * 1000;
+	return LLMGW_NEVER;
+}
+
+static void
+on_timer(LlmTimer *timer, LlmInstant now)
+{
+	LlmTransfer *t = (LlmTransfer *) ((char *) timer - offsetof(LlmTransfer, timer));
+
+	if (t->outcome != LLMGW_HTTP_RUNNING)
+		return;
+	if (t->ended_by <= now)
+		set_outcome(t, LLMGW_HTTP_TIMEOUT_TOTAL);
+	else if (t->first_byte == 0 && t->first_byte_by <= now)
+		set_outcome(t, LLMGW_HTTP_TIMEOUT_FIRST_BYTE);
+	else if (t->first_byte != 0 && t->idle_us > 0 &&
+			 t->last_byte + t->idle_us <= now)
+		set_outcome(t, LLMGW_HTTP_TIMEOUT_IDLE);
+	else
+	{
+		if (next_replay(t) <= now)
+			replay(t, now);
+		if (t->outcome == LLMGW_HTTP_RUNNING)
+			llmgw_timer_set(&t->timer, Min(next_deadline(t), next_replay(t)));
+	}
+}
+
+void
+llmgw_http_stop(LlmTransfer *t)
+{
+	LlmCurlGuard guard;
+
+	llmgw_timer_cancel(&t->timer);
+	llmgw_ready_clear(&t->ready);
+	if (t->easy == NULL)
+		return;
+
+	llmgw_curl_enter(&guard);
+	curl_multi_remove_handle(llmgw_loop_multi(), t->easy);
+	if (t->outcome == LLMGW_HTTP_DONE && nidle_handles < MAX_IDLE_HANDLES)
+	{
+		curl_easy_reset(t->easy);
+		idle_handles[nidle_handles++] = t->easy;
+	}
+	else
+		curl_easy_cleanup(t->easy);
+	t->easy = NULL;
+	llmgw_curl_leave(&guard);
+}
+
+/* The context goes: give back what is not palloc'd. */
+static void
+on_reset(void *arg)
+{
+	LlmTransfer *t = arg;
+
+	llmgw_http_stop(t);
+	curl_slist_free_all(t->slist);
+	free(t->data);
+	free(t->header_buf);
+	t->slist = NULL;
+	t->data = t->header_buf = NULL;
+}
+
+static bool
+add_header(LlmTransfer *t, const char *line)
+{
+	struct curl_slist *longer = curl_slist_append(t->slist, line);
+
+	if (longer == NULL)
+		return false;
+	t->slist = longer;
+	return true;
+}
+
+static bool
+set_options(LlmTransfer *t, const LlmHttpRequest *r)
+{
+	CURL	   *h = t->easy;
+	CURLcode	rc = CURLE_OK;
+
+	for (int i = 0; i < r->nheaders; i++)
+		if (!add_header(t, r->headers[i]))
+			return false;
+
+	/*
+	 * Without this curl asks before it sends a large body, and waits a second
+	 * for servers that do not answer.
+	 */
+	if (!add_header(t, "Expect:"))
+		return false;
+
+#define SET(option, value) \
+	if (rc == CURLE_OK) rc = curl_easy_setopt(h, option, value)
+
+	SET(CURLOPT_URL, r->url);
+	SET(CURLOPT_PRIVATE, &t->done);
+	SET(CURLOPT_ERRORBUFFER, t->message);
+	SET(CURLOPT_HTTPHEADER, t->slist);
+	SET(CURLOPT_WRITEFUNCTION, on_body);
+	SET(CURLOPT_WRITEDATA, t);
+	SET(CURLOPT_HEADERFUNCTION, on_header);
+	SET(CURLOPT_HEADERDATA, t);
+	SET(CURLOPT_OPENSOCKETFUNCTION, on_open_socket);
+	SET(CURLOPT_OPENSOCKETDATA, t);
+	SET(CURLOPT_CLOSESOCKETFUNCTION, llmgw_loop_close_socket);
+
+	/* no alarm(), and no waiting for a resolver's thread on cancel */
+	SET(CURLOPT_NOSIGNAL, 1L);
+	SET(CURLOPT_QUICK_EXIT, 1L);
+
+	/* a redirect would carry the key to a host that nobody configured */
+	SET(CURLOPT_FOLLOWLOCATION, 0L);
+	SET(LLMGW_CURL_PROTOCOLS, LLMGW_CURL_PROTOCOLS_VALUE);
+	SET(CURLOPT_PROXY, r->proxy ? r->proxy : "");
+	SET(CURLOPT_NOPROXY, "");
+	SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
+	if (r->ca_file != NULL)
+		SET(CURLOPT_CAINFO, r->ca_file);
+	SET(CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
+	if (pg_strncasecmp(r->url, "https:", 6) == 0)
+		SET(CURLOPT_PIPEWAIT, 1L);
+	SET(CURLOPT_CONNECTTIMEOUT_MS, r->connect_ms > 0 ? (long) r->connect_ms :
+		(long) INT_MAX);
+	SET(CURLOPT_TCP_KEEPALIVE, 1L);
+	if (r->body != NULL)
+	{
+		SET(CURLOPT_POST, 1L);
+		SET(CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) r->body_len);
+		SET(CURLOPT_POSTFIELDS, r->body);
+	}
+	else
+		SET(CURLOPT_HTTPGET, 1L);
+#undef SET
+
+	if (rc != CURLE_OK)
+		strlcpy(t->message, curl_easy_strerror(rc), sizeof(t->message));
+	return rc == CURLE_OK;
+}
+
+/* Hands the request to curl.  False: could not, for lack of memory. */
+static bool
+start_curl(LlmTransfer *t, const LlmHttpRequest *r)
+{
+	CURLM	   *multi = llmgw_loop_multi();
+	LlmCurlGuard guard;
+	bool		ok;
+
+	llmgw_curl_enter(&guard);
+	t->easy = nidle_handles > 0 ? idle_handles[--nidle_handles] :
+		curl_easy_init();
+	ok = t->easy != NULL && set_options(t, r) &&
+		curl_multi_add_handle(multi, t->easy) == CURLM_OK;
+	llmgw_curl_leave(&guard);
+	return ok;
+}
+
+/* Prepares a replay: its headers are there from the start. */
+static bool
+start_replay(LlmTransfer *t)
+{
+	char		line[256];
+	int			n;
+
+	t->http_status = t->replay->http_status;
+	n = snprintf(line, sizeof(line), "content-type: %s\n%s",
+				 t->replay->content_type,
+				 t->replay->headers ? t->replay->headers : "");
+	if (!append(&t->header_buf, &t->header_len, &t->header_size, line,
+				Min(n, (int) sizeof(line) - 1)))
+		return false;
+	t->headers = t->header_buf;
+	if (t->replay->nsteps == 0 && t->replay->end != LLMGW_REPLAY_STALL)
+		replay(t, t->started);
+	return true;
+}
+
+LlmTransfer *
+llmgw_http_start(MemoryContext context, const LlmHttpRequest *request,
+				 dlist_head *ready_list, void *owner)
+{
+	LlmTransfer *t = MemoryContextAllocZero(context, sizeof(LlmTransfer));
+	bool		ok;
+
+	(void) llmgw_loop_multi();
+	t->reset.func = on_reset;
+	t->reset.arg = t;
+	MemoryContextRegisterResetCallback(context, &t->reset);
+
+	t->headers = "";
+	t->done.fn = on_done;
+	t->ready.list = ready_list;
+	t->ready.owner = owner;
+	t->timer.fn = on_timer;
+	t->replay = request->replay;
+	t->max_response = request->max_response;
+	t->started = llmgw_now();
+	t->first_byte_by = llmgw_after_ms(t->started, request->first_byte_ms);
+	t->ended_by = llmgw_after_ms(t->started, request->total_ms);
+	t->idle_us = (int64) request->idle_ms * 1000;
+
+	ok = t->replay ? start_replay(t) : start_curl(t, request);
+	if (!ok)
+	{
+		if (t->message[0] == '\0')
+			strlcpy(t->message, "out of memory", sizeof(t->message));
+		set_outcome(t, LLMGW_HTTP_FAILED_INTERNAL);
+	}
+	if (t->outcome == LLMGW_HTTP_RUNNING)
+		llmgw_timer_set(&t->timer, Min(next_deadline(t), next_replay(t)));
+	return t;
+}
+
+void
+llmgw_http_consume(LlmTransfer *t)
+{
+	t->len = 0;
+	if (t->size > MAX_KEPT_BUFFER)
+	{
+		free(t->data);
+		t->data = NULL;
+		t->size = 0;
+	}
+}
+
+char *
+llmgw_http_header(const char *headers, const char *name)
+{
+	size_t		name_len = strlen(name);
+	const char *found = NULL;
+	size_t		found_len = 0;
+
+	for (const char *line = headers; *line != '\0';)
+	{
+		const char *end = strchr(line, '\n');
+		size_t		len = end ? end - line : strlen(line);
+
+		if (len > name_len && line[name_len] == ':' &&
+			pg_strncasecmp(line, name, name_len) == 0)
+		{
+			found = line + name_len + 1;
+			found_len = len - name_len - 1;
+		}
+		line += len + (end ? 1 : 0);
+	}
+	if (found == NULL)
+		return NULL;
+	while (found_len > 0 && (*found == ' ' || *found == '\t'))
+		found++, found_len--;
+	while (found_len > 0 && strchr(" \t\r", found[found_len - 1]))
+		found_len--;
+	return pnstrdup(found, found_len);
+}
+
+/*
+ * Copies one part of a parsed URL; an absent part is the empty string.  False
+ * when it does not fit.
+ */
+static bool
+url_part(CURLU *url, CURLUPart part, unsigned int flags, char *dst, size_t size)
+{
+	char	   *value = NULL;
+	bool		ok = true;
+
+	dst[0] = '\0';
+	if (curl_url_get(url, part, &value, flags) == CURLUE_OK && value != NULL)
+		ok = strlcpy(dst, value, size) < size;
+	curl_free(value);
+	return ok;
+}
+
+bool
+llmgw_http_split_url(const char *url, LlmUrl *result, const char **reason)
+{
+	CURLU	   *u = curl_url();
+	char		scheme[16];
+	char		host[256];
+	char		port[16];
+	char		other[8];
+	size_t		len;
+
+	*reason = NULL;
+	if (u == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory")));
+
+	/* nothing between here and the cleanup raises an error */
+	for (const char *c = url; *c != '\0'; c++)
+		if ((unsigned char) *c <= ' ' || *c == 0x7f)
+			*reason = "it contains a space or a control character";
+	if (*reason == NULL &&
+		curl_url_set(u, CURLUPART_URL, url, CURLU_NON_SUPPORT_SCHEME) != CURLUE_OK)
+		*reason = "it is not a URL such as https://api.example.com/v1";
+	else if (*reason == NULL)
+	{
+		if (!url_part(u, CURLUPART_SCHEME, 0, scheme, sizeof(scheme)) ||
+			(strcmp(scheme, "http") != 0 && strcmp(scheme, "https") != 0))
+			*reason = "it must begin with https:// or http://";
+		else if (!url_part(u, CURLUPART_USER, 0, other, sizeof(other)) || other[0] ||
+				 !url_part(u, CURLUPART_PASSWORD, 0, other, sizeof(other)) || other[0])
+			*reason = "it contains credentials";
+		else if (strchr(url, '#') != NULL)
+			*reason = "it contains a fragment";
+		else if (strchr(url, '?') != NULL)
+			*reason = "it contains a query";
+		else if (!url_part(u, CURLUPART_HOST, 0, host, sizeof(host)) || !host[0])
+			*reason = "it has no host, or one that is too long";
+		else if (!url_part(u, CURLUPART_PORT, CURLU_DEFAULT_PORT, port, sizeof(port)) ||
+				 atoi(port) <= 0)
+			*reason = "it has no usable port";
+	}
+	curl_url_cleanup(u);
+	if (*reason != NULL)
+		return false;
+
+	len = strlen(host);
+	if (len > 2 && host[0] == '[' && host[len - 1] == ']')
+	{
+		memmove(host, host + 1, len - 2);
+		host[len - 2] = '\0';
+	}
+	for (char *c = host; *c != '\0'; c++)
+		*c = pg_tolower((unsigned char) *c);
+	result->scheme = pstrdup(scheme);
+	result->host = pstrdup(host);
+	result->port = atoi(port);
+	return true;
+}

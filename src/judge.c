@@ -1,0 +1,172 @@
+/*-------------------------------------------------------------------------
+ *
+ * judge.c
+ *	  What an attempt's bytes, or their absence, mean.
+ *
+ * An answer counts only when the provider said that it is complete: a stream
+ * that was cut, stalled or broken is an error however much of it arrived.
+ * The reverse holds too: what happens to the connection after the provider
+ * said so does not matter.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "mb/pg_wchar.h"
+
+#include "call.h"
+
+bool
+llmgw_judge_is_stream(const LlmTransfer *transfer)
+{
+	char	   *type;
+	bool		stream;
+
+	if (transfer->http_status < 200 || transfer->http_status > 299)
+		return false;
+	type = llmgw_http_header(transfer->headers, "content-type");
+	if (type == NULL)
+	{
+		/* unnamed: an event stream begins with a field, JSON with a brace */
+		for (size_t i = 0; i < transfer->len; i++)
+			if (strchr(" \t\r\n", transfer->data[i]) == NULL)
+				return strchr("{[<\"", transfer->data[i]) == NULL;
+		return false;
+	}
+	stream = pg_strncasecmp(type, "text/event-stream", 17) == 0 ||
+		pg_strncasecmp(type, "application/x-ndjson", 20) == 0;
+	pfree(type);
+	return stream;
+}
+
+static LlmErrorClass
+judge_transport(const LlmCall *call, const char **message)
+{
+	const LlmTransfer *t = call->transfer;
+	const LlmModel *model = call->route.candidates[call->current].model;
+	const LlmProvider *p = model->provider;
+
+	switch (t->outcome)
+	{
+		case LLMGW_HTTP_FAILED_RESOLVE:
+			*message = psprintf("host \"%s\" could not be resolved", p->url.host);
+			return LLMGW_NETWORK;
+		case LLMGW_HTTP_FAILED_ADDRESS:
+			*message = psprintf("host \"%s\" resolves to a link-local or metadata address, where the gateway does not connect",
+								p->url.host);
+			return LLMGW_NETWORK;
+		case LLMGW_HTTP_FAILED_CONNECT:
+		case LLMGW_HTTP_FAILED_TLS:
+		case LLMGW_HTTP_FAILED_NETWORK:
+			*message = llmgw_clean_text(t->message[0] ? t->message : "connection failed", 300);
+			return LLMGW_NETWORK;
+		case LLMGW_HTTP_TIMEOUT_CONNECT:
+			*message = psprintf("no connection within %d ms (connect_timeout)", p->connect_ms);
+			return LLMGW_TIMEOUT;
+		case LLMGW_HTTP_TIMEOUT_FIRST_BYTE:
+			*message = psprintf("no answer within %d ms (first_byte_timeout)",
+								model->first_byte_ms >= 0 ? model->first_byte_ms : p->first_byte_ms);
+			return LLMGW_TIMEOUT;
+		case LLMGW_HTTP_TIMEOUT_IDLE:
+			*message = psprintf("the answer stopped for %d ms (idle_timeout) after %zu bytes",
+								p->idle_ms, t->total);
+			return LLMGW_TIMEOUT;
+		case LLMGW_HTTP_TIMEOUT_TOTAL:
+			if (call->deadline_binds)
+				*message = psprintf("the call was not done within its %d ms (timeout_ms)",
+									call->spec->timeout_ms);
+			else
+				*message = psprintf("the answer was not complete within %d ms (total_timeout)",
+									model->total_ms >= 0 ? model->total_ms : p->total_ms);
+			return LLMGW_TIMEOUT;
+		case LLMGW_HTTP_TOO_LARGE:
+			*message = psprintf("the answer is larger than %d kB (llm_gateway.max_response_size)",
+								llmgw_max_response_size);
+			return LLMGW_MALFORMED;
+		case LLMGW_HTTP_FAILED_INTERNAL:
+			*message = psprintf("the request could not be started: %s",
+								t->message[0] ? t->message : "out of memory");
+			return LLMGW_NETWORK;
+		case LLMGW_HTTP_DONE:
+		case LLMGW_HTTP_RUNNING:
+			break;
+	}
+	return LLMGW_OK;
+}
+
+LlmErrorClass
+llmgw_judge(LlmCall *call, const char **message)
+{
+	LlmTransfer *t = call->transfer;
+	LlmAnswer  *answer = &call->answer;
+	const LlmDialect *dialect =
+		call->route.candidates[call->current].model->provider->dialect;
+	LlmErrorClass transport;
+
+	*message = NULL;
+
+	/* an error status with whatever arrived of its body */
+	if (t->http_status >= 300 &&
+		(t->outcome == LLMGW_HTTP_DONE || t->outcome == LLMGW_HTTP_FAILED_NETWORK))
+	{
+		llmgw_mask_key(t->data, t->len, call->wire.api_key);
+		dialect->read_error(&call->wire, t->http_status, t->data ? t->data : "",
+							t->len, answer);
+		*message = answer->message;
+		if (*message == NULL)
+			*message = psprintf("HTTP status %d", t->http_status);
+		return answer->error != LLMGW_OK ? answer->error : LLMGW_SERVER_ERROR;
+	}
+
+	if (!call->streaming && t->outcome == LLMGW_HTTP_DONE)
+	{
+		llmgw_mask_key(t->data, t->len, call->wire.api_key);
+		dialect->parse_response(&call->wire, t->data ? t->data : "", t->len, answer);
+	}
+	if (answer->error != LLMGW_OK)
+	{
+		*message = answer->message ? answer->message : "the answer cannot be read";
+		return answer->error;
+	}
+	if (answer->complete)
+		return LLMGW_OK;
+
+	transport = judge_transport(call, message);
+	if (transport != LLMGW_OK)
+		return transport;
+	*message = psprintf("the answer ended before it was complete, after %zu bytes",
+						t->total);
+	return LLMGW_MALFORMED;
+}
+
+/*
+ * Usage where the provider gave it.  An error status costs nothing, nor does
+ * what was never sent.  What was sent and has no known end is charged by what
+ * we know: the prompt, and the output seen so far.
+ */
+LlmNano
+llmgw_judge_cost(const LlmCall *call, LlmErrorClass error, LlmUsage *usage)
+{
+	const LlmTransfer *t = call->transfer;
+	const LlmModel *model = call->route.candidates[call->current].model;
+
+	*usage = call->answer.usage;
+	if (usage->known)
+		return llmgw_cost(model, usage);
+	memset(usage, 0, sizeof(*usage));
+	if (error != LLMGW_OK &&
+		(t->http_status >= 300 ||
+		 t->outcome == LLMGW_HTTP_FAILED_RESOLVE ||
+		 t->outcome == LLMGW_HTTP_FAILED_CONNECT ||
+		 t->outcome == LLMGW_HTTP_FAILED_TLS ||
+		 t->outcome == LLMGW_HTTP_FAILED_ADDRESS ||
+		 t->outcome == LLMGW_HTTP_TIMEOUT_CONNECT ||
+		 t->outcome == LLMGW_HTTP_FAILED_INTERNAL))
+		return 0;
+	usage->input = (pg_mbstrlen(call->prompt) +
+					(call->spec->system_prompt ?
+					 pg_mbstrlen(call->spec->system_prompt) : 0) + 3) / 4;
+	usage->output = (pg_mbstrlen_with_len(call->answer.text.data,
+										  call->answer.text.len) + 3) / 4;
+	return llmgw_cost(model, usage);
+}

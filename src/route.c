@@ -1,0 +1,254 @@
+/*-------------------------------------------------------------------------
+ *
+ * route.c
+ *	  Which models may answer a call, in which order.
+ *
+ * Rules name models the way a caller does: "provider/model" where both exist,
+ * else a model's name, which stands for every provider that has it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+
+#include "route.h"
+
+/* a prompt is dropped only when it is longer than the window by this much */
+#define WINDOW_TOLERANCE	1.25
+
+static bool
+has_capability(const LlmModel *model, const char *capability)
+{
+	for (int i = 0; i < model->ncapabilities; i++)
+		if (strcmp(model->capabilities[i], capability) == 0)
+			return true;
+	return false;
+}
+
+/* Why this model may not answer; NULL when it may. */
+static const char *
+drop_reason(const LlmModel *model, const LlmRouteQuery *query, const char **hint)
+{
+	const LlmProvider *provider = model->provider;
+	int64		tokens = (query->characters + 3) / 4;
+	char	   *refused;
+	char	   *refused_hint = NULL;
+
+	if (!provider->enabled)
+	{
+		*hint = psprintf("UPDATE llm_providers SET enabled = true WHERE name = %s.",
+						 quote_literal_cstr(provider->name));
+		return "the provider is disabled";
+	}
+	if (!model->enabled)
+	{
+		*hint = psprintf("UPDATE llm_models SET enabled = true WHERE provider = %s AND name = %s.",
+						 quote_literal_cstr(provider->name),
+						 quote_literal_cstr(model->name));
+		return "the model is disabled";
+	}
+	if (provider->dialect == NULL)
+		return psprintf("kind \"%s\" is not known to this version", provider->kind);
+	if (provider->base_url == NULL && provider->dialect->default_base_url == NULL &&
+		provider->dialect != &llmgw_dialect_mock)
+	{
+		*hint = "Set llm_providers.base_url.";
+		return "the provider has no base_url";
+	}
+	if (provider->url_problem != NULL)
+		return psprintf("its base_url cannot be used: %s", provider->url_problem);
+	if (provider->base_url != NULL && provider->dialect != &llmgw_dialect_mock)
+	{
+		refused = llmgw_url_refused(&provider->url, &refused_hint);
+		if (refused != NULL)
+		{
+			*hint = refused_hint;
+			return refused;
+		}
+	}
+
+	/* a model that says what it can do, and that is only embeddings */
+	if (has_capability(model, "embedding") && !has_capability(model, "chat"))
+		return "it makes embeddings, not completions";
+	if (model->context_window > 0 &&
+		tokens > model->context_window * WINDOW_TOLERANCE)
+		return psprintf("the prompt of about " INT64_FORMAT " tokens is longer than its context window of %d",
+						tokens, model->context_window);
+	return NULL;
+}
+
+static void
+add_candidate(LlmRoute *route, const LlmModel *model, const LlmRouteQuery *query)
+{
+	LlmCandidate *c;
+
+	for (int i = 0; i < route->ncandidates; i++)
+		if (route->candidates[i].model == model)
+			return;
+	c = &route->candidates[route->ncandidates++];
+	c->model = model;
+	c->hint = NULL;
+	c->dropped = drop_reason(model, query, &c->hint);
+	c->estimate = llmgw_cost_estimate(model, query->characters, query->max_tokens);
+}
+
+/* Heavier providers first; the models come sorted by provider's name. */
+static int
+cmp_weight(const void *a, const void *b)
+{
+	const LlmModel *x = *(const LlmModel *const *) a;
+	const LlmModel *y = *(const LlmModel *const *) b;
+	double		wx = x->weight * x->provider->weight;
+	double		wy = y->weight * y->provider->weight;
+
+	if (wx != wy)
+		return wx > wy ? -1 : 1;
+	return x < y ? -1 : (x > y ? 1 : 0);
+}
+
+/* Adds the models that a name stands for; false when there are none. */
+static bool
+add_named(LlmRoute *route, const LlmConfig *config, const char *name,
+		  const LlmRouteQuery *query)
+{
+	const LlmModel **found;
+	int			nfound = 0;
+
+	for (int i = 0; i < config->nmodels; i++)
+	{
+		const LlmModel *model = &config->models[i];
+		size_t		len = strlen(model->provider->name);
+
+		if (strncmp(name, model->provider->name, len) == 0 &&
+			name[len] == '/' && strcmp(name + len + 1, model->name) == 0)
+		{
+			add_candidate(route, model, query);
+			return true;
+		}
+	}
+
+	found = palloc(sizeof(LlmModel *) * Max(config->nmodels, 1));
+	for (int i = 0; i < config->nmodels; i++)
+		if (strcmp(config->models[i].name, name) == 0)
+			found[nfound++] = &config->models[i];
+	qsort(found, nfound, sizeof(LlmModel *), cmp_weight);
+	for (int i = 0; i < nfound; i++)
+		add_candidate(route, found[i], query);
+	pfree(found);
+	return nfound > 0;
+}
+
+/* Whether a rule is for this call's task, role and tags. */
+static bool
+rule_applies(const LlmRule *rule, const LlmRouteQuery *query)
+{
+	if (!rule->enabled)
+		return false;
+	if (rule->task != NULL && strcmp(rule->task, query->task) != 0)
+		return false;
+	if (rule->role != NULL)
+	{
+		Oid			role = get_role_oid(rule->role, true);
+
+		if (!OidIsValid(role) || !has_privs_of_role(query->role, role))
+			return false;
+	}
+	if (rule->tags != NULL &&
+		(query->tags == NULL ||
+		 !DatumGetBool(DirectFunctionCall2(jsonb_contains,
+										   JsonbPGetDatum(query->tags),
+										   JsonbPGetDatum(rule->tags)))))
+		return false;
+	return true;
+}
+
+static int
+cmp_quality(const void *a, const void *b)
+{
+	const LlmModel *x = *(const LlmModel *const *) a;
+	const LlmModel *y = *(const LlmModel *const *) b;
+	int			c;
+
+	if (x->quality != y->quality)
+		return x->quality > y->quality ? -1 : 1;
+	c = strcmp(x->provider->name, y->provider->name);
+	return c != 0 ? c : strcmp(x->name, y->name);
+}
+
+static void
+add_all(LlmRoute *route, const LlmConfig *config, const LlmRouteQuery *query)
+{
+	const LlmModel **all = palloc(sizeof(LlmModel *) * Max(config->nmodels, 1));
+
+	for (int i = 0; i < config->nmodels; i++)
+		all[i] = &config->models[i];
+	qsort(all, config->nmodels, sizeof(LlmModel *), cmp_quality);
+	for (int i = 0; i < config->nmodels; i++)
+		add_candidate(route, all[i], query);
+	pfree(all);
+}
+
+/* The rules of an alias; false when there is no such alias. */
+static bool
+add_alias(LlmRoute *route, const LlmConfig *config, const char *alias,
+		  const LlmRouteQuery *query)
+{
+	bool		known = false;
+
+	for (int i = 0; i < config->nrules; i++)
+	{
+		const LlmRule *rule = &config->rules[i];
+
+		if (rule->alias == NULL || strcmp(rule->alias, alias) != 0)
+			continue;
+		known = true;
+		if (rule_applies(rule, query))
+			add_named(route, config, rule->model, query);
+	}
+	return known;
+}
+
+void
+llmgw_route(const LlmConfig *config, const LlmRouteQuery *query, LlmRoute *route)
+{
+	bool		matched = false;
+
+	route->pinned = false;
+	route->ncandidates = 0;
+	route->candidates = palloc(sizeof(LlmCandidate) * Max(config->nmodels, 1));
+
+	if (query->model != NULL)
+	{
+		if (add_alias(route, config, query->model, query))
+			return;
+		route->pinned = true;
+		if (!add_named(route, config, query->model, query))
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("model \"%s\" does not exist", query->model),
+					 errdetail("It is neither an alias in llm_routing_rules, nor provider/model or a model's name in llm_models."),
+					 errhint("Add it with llm_add_provider(), or with INSERT INTO llm_models(provider, name).")));
+		return;
+	}
+
+	/* the task's own rules, or else those for any task */
+	for (int pass = 0; pass < 2 && !matched; pass++)
+	{
+		for (int i = 0; i < config->nrules; i++)
+		{
+			const LlmRule *rule = &config->rules[i];
+
+			if (rule->alias != NULL || (rule->task != NULL) != (pass == 0) ||
+				!rule_applies(rule, query))
+				continue;
+			matched = true;
+			add_named(route, config, rule->model, query);
+		}
+	}
+	if (!matched)
+		add_all(route, config, query);
+}

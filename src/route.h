@@ -1,0 +1,51 @@
+/*-------------------------------------------------------------------------
+ *
+ * route.h
+ *	  Which models may answer a call, in which order.
+ *
+ * A pure function of the configuration and of what the call says of itself.
+ * What depends on the moment (breakers, limits, budgets) adds its reasons to
+ * the same list.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef LLMGW_ROUTE_H
+#define LLMGW_ROUTE_H
+
+#include "config.h"
+#include "cost.h"
+
+typedef struct LlmCandidate
+{
+	const LlmModel *model;
+	const char *dropped;		/* why it may not answer; NULL: it may */
+	const char *hint;			/* what would allow it; may be NULL */
+	LlmNano		estimate;		/* cost; LLMGW_COST_UNKNOWN */
+} LlmCandidate;
+
+/* What routing needs to know of a call. */
+typedef struct LlmRouteQuery
+{
+	const char *model;			/* the argument; NULL: the gateway chooses */
+	const char *task;
+	Oid			role;
+	Jsonb	   *tags;			/* NULL: none */
+	int64		characters;		/* of system prompt and prompt */
+	int			max_tokens;		/* 0: not given */
+} LlmRouteQuery;
+
+typedef struct LlmRoute
+{
+	bool		pinned;			/* the caller named a model */
+	int			ncandidates;
+	LlmCandidate *candidates;
+} LlmRoute;
+
+/*
+ * The candidates, each once, palloc'd in the current context.  Raises 42704
+ * for a model that is neither an alias nor known.
+ */
+extern void llmgw_route(const LlmConfig *config, const LlmRouteQuery *query,
+						LlmRoute *route);
+
+#endif							/* LLMGW_ROUTE_H */

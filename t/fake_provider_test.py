@@ -1,0 +1,612 @@
+#!/usr/bin/python3
+"""Tests of the fake provider itself:  python3 t/fake_provider_test.py"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PROGRAM = Path(__file__).resolve().with_name("fake_provider.py")
+KEY = "sk-abcdefghijklmnop"
+PATIENCE = 5.0  # seconds after which a test gives up
+
+
+class Reply(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def events(self) -> list[Any]:
+        """The data of a stream: documents, and "[DONE]"."""
+        data = [line[6:] for line in self.body.splitlines() if line.startswith(b"data: ")]
+        return [d.decode() if d == b"[DONE]" else json.loads(d) for d in data]
+
+    @property
+    def text(self) -> str:
+        """The text of a streamed answer."""
+        choices = [e["choices"][0] for e in self.events if e != "[DONE]" and e["choices"]]
+        return "".join(c["delta"].get("content") or "" for c in choices)
+
+
+class Fake:
+    """A running fake provider."""
+
+    def __init__(self, *options: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(PROGRAM), *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout
+        lines = self.process.stdout.read().split()  # ends although the process lives
+        assert lines[::2] == ["PORT", "CONTROL"], lines
+        self.port, self.control_port = int(lines[1]), int(lines[3])
+
+    def stop(self) -> None:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait(PATIENCE)
+
+    def control(self, method: str, endpoint: str, body: Any = None, port: int = 0) -> Any:
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.control_port)
+        with contextlib.closing(connection):
+            connection.request(method, "/_control/" + endpoint, body and json.dumps(body))
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+        if response.status != 200:
+            raise ValueError(answer["error"])
+        return answer
+
+    def script(self, model: str, *steps: Any, **more: Any) -> Any:
+        return self.control("POST", "script", {"model": model, "steps": steps, **more})
+
+    def journal(self) -> list[dict[str, Any]]:
+        result: list[dict[str, Any]] = self.control("GET", "journal")
+        return result
+
+    def stats(self) -> dict[str, Any]:
+        result: dict[str, Any] = self.control("GET", "stats")
+        return result
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[http.client.HTTPConnection]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            yield connection
+
+    def ask(self, model: str, **body: Any) -> Reply:
+        with self.client() as connection:
+            return ask(connection, model, **body)
+
+
+def document(model: str, **body: Any) -> bytes:
+    prompt = body.pop("prompt", "hello")
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}]
+    return json.dumps({"model": model, "messages": messages, **body}).encode()
+
+
+def ask(connection: http.client.HTTPConnection, model: str, **body: Any) -> Reply:
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    connection.request("POST", "/v1/chat/completions", document(model, **body), headers)
+    response = connection.getresponse()
+    return Reply(response.status, dict(response.getheaders()), response.read())
+
+
+def raw_request(model: str, **body: Any) -> bytes:
+    content = document(model, **body)
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: fake\r\nContent-Length: %d\r\n\r\n"
+    return (head % len(content)).encode() + content
+
+
+def read_all(sock: socket.socket) -> tuple[bytes, str]:
+    """What the connection still brings, and how it ends: eof, reset or silence."""
+    data = b""
+    while True:
+        try:
+            piece = sock.recv(65536)
+        except ConnectionResetError:
+            return data, "reset"
+        except TimeoutError:
+            return data, "silence"
+        if not piece:
+            return data, "eof"
+        data += piece
+
+
+class FakeTestCase(unittest.TestCase):
+    fake: Fake
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.fake = Fake()
+        cls.addClassCleanup(cls.fake.stop)
+
+    def setUp(self) -> None:
+        self.fake.control("POST", "reset")
+
+    def tearDown(self) -> None:
+        self.assertEqual(self.fake.stats()["internal_errors"], 0)
+
+    def raw(self, model: str, patience: float = PATIENCE, **body: Any) -> tuple[bytes, str]:
+        with self.fake.connect() as sock:
+            sock.settimeout(patience)
+            sock.sendall(raw_request(model, **body))
+            return read_all(sock)
+
+    def outcome(self) -> Any:
+        """The outcome of the last request, which may take a moment to be known."""
+        return self.eventually(lambda: self.fake.journal()[-1]["outcome"])
+
+    def eventually(self, condition: Any) -> Any:
+        deadline = time.monotonic() + PATIENCE
+        while not (result := condition()) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return result
+
+
+class Answers(FakeTestCase):
+    def test_plain(self) -> None:
+        reply = self.fake.ask("m", prompt="hello wörld")
+        self.assertEqual(reply.status, 200)
+        self.assertEqual(reply.json["choices"][0]["message"]["content"], "echo: hello wörld")
+        self.assertEqual(reply.json["choices"][0]["finish_reason"], "stop")
+        usage = reply.json["usage"]
+        # "Be brief." and the prompt are 20 characters; the answer has 17.
+        self.assertEqual((usage["prompt_tokens"], usage["completion_tokens"]), (5, 5))
+        self.assertEqual(usage["total_tokens"], 10)
+        self.assertTrue(reply.headers["x-request-id"].startswith("req_"))
+        self.assertIn("x-ratelimit-remaining-requests", reply.headers)
+
+    def test_stream(self) -> None:
+        reply = self.fake.ask("m", stream=True, stream_options={"include_usage": True})
+        self.assertEqual(reply.headers["content-type"], "text/event-stream; charset=utf-8")
+        *events, last, done = reply.events
+        self.assertEqual(reply.text, "echo: hello")
+        self.assertEqual(events[0]["choices"][0]["delta"]["role"], "assistant")
+        self.assertEqual(events[-1]["choices"][0]["finish_reason"], "stop")
+        self.assertTrue(all(e["usage"] is None for e in events))
+        self.assertEqual(last["choices"], [])
+        self.assertEqual(last["usage"]["completion_tokens"], 3)
+        self.assertEqual(done, "[DONE]")
+        # Without the option there is no such event.
+        events = self.fake.ask("m", stream=True).events
+        self.assertFalse(any("usage" in e for e in events))
+
+    def test_max_tokens_is_honoured(self) -> None:
+        for limit in ("max_tokens", "max_completion_tokens"):
+            choice = self.fake.ask("m", **{limit: 2}).json["choices"][0]
+            self.assertEqual(choice["message"]["content"], "echo: he")
+            self.assertEqual(choice["finish_reason"], "length")
+        reply = self.fake.ask("tokens-100", max_tokens=7).json
+        self.assertEqual(reply["usage"]["completion_tokens"], 7)
+        reply = self.fake.ask("ignore-max-tokens", max_tokens=2).json
+        self.assertEqual(reply["choices"][0]["message"]["content"], "echo: hello")
+
+    def test_other_paths(self) -> None:
+        with self.fake.client() as connection:
+            for path, status in (("/v1/models", 200), ("/health", 200), ("/v1/nothing", 404)):
+                connection.request("GET", path)
+                response = connection.getresponse()
+                self.assertEqual((path, response.status), (path, status))
+                self.assertIsInstance(json.loads(response.read()), dict)
+            connection.request("POST", "/eu/openai/v1/chat/completions", document("m"))
+            self.assertEqual(connection.getresponse().status, 200)
+
+    def test_bad_requests(self) -> None:
+        bodies = (b"", b"{", b"[]", b"\xff", b'{"model":"m"}', b"[" * 100_000)
+        with self.fake.client() as connection:
+            for body in bodies:
+                connection.request("POST", "/v1/chat/completions", body)
+                response = connection.getresponse()
+                self.assertEqual((body[:9], response.status), (body[:9], 400))
+                self.assertIn("message", json.loads(response.read())["error"])
+        for junk in (
+            b"junk\r\n\r\n",
+            b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+            b"\0" * 100 + b"\r\n\r\n",
+        ):
+            with self.fake.connect() as sock:
+                sock.sendall(junk)
+                data, end = read_all(sock)
+                self.assertTrue(data.startswith(b"HTTP/1.1 400 "), data)
+                self.assertEqual(end, "eof")
+
+    def test_large_and_chunked_requests(self) -> None:
+        prompt = "x" * (50 << 20)
+        self.fake.script("m", {"text": "ok", "repeat": 2})
+        self.assertEqual(self.fake.ask("m", prompt=prompt).status, 200)
+        entry = self.fake.journal()[-1]
+        self.assertTrue(entry["truncated"])
+        self.assertGreater(entry["body_bytes"], 50 << 20)
+        with self.fake.client() as connection:
+            pieces = iter(
+                [document("m", prompt="in pieces")[i : i + 10] for i in range(0, 200, 10)]
+            )
+            connection.request("POST", "/v1/chat/completions", pieces, encode_chunked=True)
+            self.assertEqual(connection.getresponse().status, 200)
+        self.assertEqual(self.fake.journal()[-1]["body"]["messages"][1]["content"], "in pieces")
+
+    def test_expect_continue(self) -> None:
+        head, _, body = raw_request("m").partition(b"\r\n\r\n")
+        with self.fake.connect() as sock:
+            sock.sendall(head + b"\r\nExpect: 100-continue\r\n\r\n")
+            self.assertEqual(sock.recv(1000), b"HTTP/1.1 100 Continue\r\n\r\n")
+            sock.sendall(body)
+            self.assertTrue(sock.recv(12), b"HTTP/1.1 200")
+
+    def test_many_at_once(self) -> None:
+        sockets = [self.fake.connect() for _ in range(1000)]
+        with contextlib.ExitStack() as stack:
+            for sock in sockets:
+                stack.enter_context(sock)
+                sock.sendall(raw_request("slow-300"))
+            for sock in sockets:
+                self.assertTrue(sock.recv(12), b"HTTP/1.1 200")
+            self.assertEqual(self.fake.stats()["max_in_flight"], 1000)
+
+
+class Behaviours(FakeTestCase):
+    def test_errors(self) -> None:
+        expected = {
+            "status-429": (429, "rate_limit_exceeded"),
+            "status-500": (500, None),
+            "status-418": (418, None),
+            "context-length": (400, "context_length_exceeded"),
+            "content-policy": (400, "content_policy_violation"),
+            "error-body-openai-404-model": (404, "model_not_found"),
+            "error-body-openai-429-quota": (429, "insufficient_quota"),
+            "error-body-llamacpp-context": (400, 400),
+            "error-body-groq-498": (498, "capacity_exceeded"),
+            "error-in-200": (200, None),
+        }
+        for model, (status, code) in expected.items():
+            for stream in (False, True):
+                reply = self.fake.ask(model, stream=stream)
+                self.assertEqual((model, reply.status), (model, status))
+                self.assertEqual((model, reply.json["error"]["code"]), (model, code))
+        self.assertEqual(self.fake.ask("html-502").status, 502)
+        self.assertEqual(self.fake.ask("error-body-vllm-toplevel").json["object"], "error")
+        self.assertIn("retry-after", self.fake.ask("status-503+retry-after-1").headers)
+
+    def test_keys(self) -> None:
+        reply = self.fake.ask("require-key-other")
+        self.assertEqual((reply.status, reply.json["error"]["code"]), (401, "invalid_api_key"))
+        self.assertIn("sk-ab***op.", reply.json["error"]["message"])
+        self.assertEqual(self.fake.ask("require-key-" + KEY).status, 200)
+        self.assertIn(KEY, self.fake.ask("leak-key").json["error"]["message"])
+
+    def test_parameters(self) -> None:
+        reply = self.fake.ask("needs-max-completion-tokens", max_tokens=5)
+        self.assertEqual(reply.json["error"]["code"], "unsupported_parameter")
+        self.assertEqual(self.fake.ask("needs-max-completion-tokens").status, 200)
+        self.assertEqual(self.fake.ask("needs-max-tokens", max_completion_tokens=5).status, 400)
+
+    def test_shapes(self) -> None:
+        def choice(model: str) -> Any:
+            return self.fake.ask(model).json["choices"][0]
+
+        self.assertEqual(choice("length")["finish_reason"], "length")
+        self.assertEqual(choice("content-policy-200")["finish_reason"], "content_filter")
+        self.assertEqual(choice("empty")["message"]["content"], "")
+        self.assertIsNone(choice("refusal")["message"]["content"])
+        self.assertTrue(choice("refusal")["message"]["refusal"])
+        self.assertEqual(choice("tools-2")["finish_reason"], "tool_calls")
+        calls = choice("tools-2")["message"]["tool_calls"]
+        self.assertEqual(json.loads(calls[1]["function"]["arguments"])["index"], 1)
+        self.assertIn("\0", choice("nul")["message"]["content"])
+        self.assertEqual(len(choice("huge-2")["message"]["content"]), 2 << 20)
+        usage = self.fake.ask("usage-100-50-30-20").json["usage"]
+        self.assertEqual((usage["prompt_tokens"], usage["completion_tokens"]), (100, 50))
+        self.assertEqual(usage["prompt_tokens_details"]["cached_tokens"], 30)
+        self.assertEqual(usage["completion_tokens_details"]["reasoning_tokens"], 20)
+        self.assertNotIn("usage", self.fake.ask("no-usage").json)
+        self.assertEqual(self.fake.ask("json-only", stream=True).json["object"], "chat.completion")
+
+    def test_streamed_tools(self) -> None:
+        events = self.fake.ask("tools", stream=True).events[:-1]
+        deltas = [e["choices"][0]["delta"] for e in events]
+        calls = [d["tool_calls"][0] for d in deltas if "tool_calls" in d]
+        self.assertEqual(calls[0]["function"]["name"], "get_weather")
+        arguments = "".join(c["function"]["arguments"] for c in calls)
+        self.assertEqual(json.loads(arguments)["location"], "Paris")
+
+    def test_unusual_but_sound(self) -> None:
+        for model in ("chunked-odd", "one-byte", "drip-1", "half-close", "keepalive-comments"):
+            reply = self.fake.ask(model, stream=True)
+            self.assertEqual((model, reply.text), (model, "echo: hello"))
+            self.assertEqual((model, reply.events[-1]), (model, "[DONE]"))
+        text = self.fake.ask("unicode-split").json["choices"][0]["message"]["content"]
+        reply = self.fake.ask("unicode-split", stream=True)
+        self.assertEqual(reply.text, text)
+        self.assertIn(b"\r\n\r\n", reply.body)
+        self.assertNotIn(b"\n\n", reply.body)
+
+    def test_broken_streams(self) -> None:
+        self.assertNotIn(b"[DONE]", self.fake.ask("no-done", stream=True).body)
+        cut = self.fake.ask("cut", stream=True)
+        self.assertNotIn(b'"finish_reason":"', cut.body)
+        self.assertIn(b"echo", cut.body)
+        with self.assertRaises(http.client.IncompleteRead):
+            self.fake.ask("cut-short", stream=True)
+        with self.assertRaises(ValueError):
+            _ = self.fake.ask("malformed", stream=True).events
+        self.assertIn("error", self.fake.ask("error-in-stream", stream=True).events[-1])
+        for stream in (False, True):
+            with self.assertRaises(UnicodeDecodeError):
+                self.fake.ask("bad-utf8", stream=stream).body.decode()
+            self.assertIn(b"[" * 100_000, self.fake.ask("deep-100000", stream=stream).body)
+
+    def test_broken_documents(self) -> None:
+        for model in ("cut", "malformed", "html"):
+            with self.assertRaises(ValueError):
+                _ = self.fake.ask(model).json
+        with self.assertRaises(http.client.IncompleteRead):
+            self.fake.ask("cut-short")
+
+    def test_connections_that_fail(self) -> None:
+        self.assertEqual(self.raw("reset-before"), (b"", "reset"))
+        self.assertEqual(self.raw("close-before"), (b"", "eof"))
+        for stream in (False, True):
+            data, end = self.raw("reset-mid", stream=stream)
+            self.assertEqual((data[:12], end), (b"HTTP/1.1 200", "reset"))
+            self.assertEqual(self.outcome(), "cut")
+            data, end = self.raw("stall", patience=0.1, stream=stream)
+            self.assertEqual((data[:12], end), (b"HTTP/1.1 200", "silence"))
+        self.assertEqual(self.raw("silent", patience=0.1), (b"", "silence"))
+
+    def test_delays(self) -> None:
+        for model, stream, least in (("slow-200", False, 0.2), ("drip-30", True, 0.15)):
+            start = time.monotonic()
+            self.assertEqual(self.fake.ask(model, stream=stream).status, 200)
+            self.assertGreaterEqual(time.monotonic() - start, least)
+
+    def test_every_behaviour_answers_or_fails_by_itself(self) -> None:
+        listed = subprocess.run(
+            [sys.executable, str(PROGRAM), "--list"], capture_output=True, text=True, check=True
+        )
+        names = [line.split()[0] for line in listed.stdout.splitlines()]
+        self.assertGreater(len(names), 60)
+        arguments = {"CODE": "503", "KEY": "secret", "X-Y-C-R": "4-3-2-1", "-N": "-3"}
+        models = set()
+        with contextlib.ExitStack() as stack:
+            for name in names:
+                for word, argument in arguments.items():
+                    name = name.replace(word, argument)
+                models.add(name)
+                for stream in (False, True):
+                    sock = stack.enter_context(self.fake.connect())
+                    sock.sendall(raw_request(name, stream=stream))
+            ended = 2 * len(names) - 4  # silent and stall do not
+            self.eventually(lambda: sum(self.fake.stats()["outcomes"].values()) == ended)
+        self.assertEqual({entry["behaviour"] for entry in self.fake.journal()}, models)
+
+
+class Scripts(FakeTestCase):
+    def test_steps_in_turn(self) -> None:
+        self.fake.script(
+            "status-500",
+            {"behaviour": "status-429", "headers": {"retry-after": "1"}},
+            {"text": "scripted", "usage": {"prompt": 7}, "repeat": "2"},
+        )
+        reply = self.fake.ask("status-500")
+        self.assertEqual((reply.status, reply.headers["retry-after"]), (429, "1"))
+        for _ in range(2):
+            reply = self.fake.ask("status-500")
+            self.assertEqual(reply.json["choices"][0]["message"]["content"], "scripted")
+            self.assertEqual(reply.json["usage"]["prompt_tokens"], 7)
+        # The script is used up: the name speaks again.
+        self.assertEqual(self.fake.ask("status-500").status, 500)
+        behaviours = [entry["behaviour"] for entry in self.fake.journal()]
+        self.assertEqual(behaviours, ["status-429", "default", "default", "status-500"])
+
+    def test_which_script(self) -> None:
+        self.fake.script("*", {"status": 503, "repeat": "forever"})
+        self.fake.script("m", "status-429")
+        self.fake.script("m", "default", append=True)
+        self.fake.script("m", "status-400", path="/eu")
+        with self.fake.client() as connection:
+            connection.request("POST", "/eu/v1/chat/completions", document("m"))
+            response = connection.getresponse()
+            response.read()
+            self.assertEqual(response.status, 400)
+            statuses = [ask(connection, "m").status for _ in range(4)]
+            self.assertEqual(statuses, [429, 200, 503, 503])
+            connection.request("GET", "/v1/models")
+            self.assertEqual(connection.getresponse().status, 503)
+
+    def test_explicit_responses(self) -> None:
+        self.fake.script(
+            "m",
+            {"status": 418, "headers": {"X-Test": "yes"}, "body": {"a": [1]}},
+            {"body": "text", "headers": {"content-type": "text/plain"}, "then": "close"},
+            {"body_base64": "AP8="},
+            {"chunks": ["data: one\n\n", "data: two\n\n"], "chunk_delay_ms": 20},
+            {"chunks": ["data: one\n\n"], "then": "reset"},
+            {"chunks": ["data: one\n\n"], "then": "cut"},
+        )
+        reply = self.fake.ask("m")
+        self.assertEqual((reply.status, reply.headers["x-test"]), (418, "yes"))
+        self.assertEqual(reply.json, {"a": [1]})
+        self.assertEqual(self.fake.ask("m").body, b"text")
+        self.assertEqual(self.fake.ask("m").body, b"\x00\xff")
+        self.assertEqual(self.fake.ask("m").body, b"data: one\n\ndata: two\n\n")
+        self.assertEqual(self.raw("m")[1], "reset")
+        with self.assertRaises(http.client.IncompleteRead):
+            self.fake.ask("m")
+
+    def test_mistakes_are_told(self) -> None:
+        for step in (
+            "staus-429",
+            "slow-N",
+            7,
+            {"behavior": "cut"},
+            {"repeat": 0},
+            {"then": "explode"},
+            {"status": 99},
+            {"delay_ms": "soon"},
+            {"usage": {"tokens": 1}},
+            {"body_base64": "?"},
+        ):
+            with self.subTest(step=step), self.assertRaises(ValueError):
+                self.fake.script("m", "default", step)
+        self.assertEqual(self.fake.ask("m").status, 200)
+
+
+class JournalAndConnections(FakeTestCase):
+    def test_entry(self) -> None:
+        self.fake.ask("m", temperature=0.5)
+        (entry,) = self.fake.journal()
+        self.assertEqual((entry["n"], entry["model"], entry["status"]), (1, "m", 200))
+        self.assertEqual(entry["path"], "/v1/chat/completions")
+        self.assertEqual(entry["headers"]["authorization"], f"Bearer {KEY}")
+        self.assertEqual(entry["body"]["temperature"], 0.5)
+        self.assertEqual(entry["outcome"], "delivered")
+        self.assertLess(abs(entry["time"] - time.time()), PATIENCE)
+        self.assertEqual(self.fake.control("GET", "journal?since=1"), [])
+
+    def test_keep_alive(self) -> None:
+        with self.fake.client() as connection:
+            for model in ("m", "drip-1", "status-500", "m"):
+                ask(connection, model, stream=True)
+        self.assertEqual(len({entry["connection"] for entry in self.fake.journal()}), 1)
+        self.fake.ask("m")
+        self.assertEqual(len({entry["connection"] for entry in self.fake.journal()}), 2)
+
+    def test_two_requests_in_one_packet(self) -> None:
+        with self.fake.connect() as sock:
+            sock.sendall(raw_request("slow-10") + raw_request("m"))
+            self.eventually(lambda: self.fake.stats()["outcomes"].get("delivered") == 2)
+        self.assertEqual([e["model"] for e in self.fake.journal()], ["slow-10", "m"])
+
+    def test_client_that_leaves_is_noticed(self) -> None:
+        for model in ("silent", "stall", "slow-5000", "drip-5000", "huge-50"):
+            with self.subTest(model=model):
+                sock = self.fake.connect()
+                sock.sendall(raw_request(model, stream=True))
+                self.eventually(lambda: self.fake.stats()["in_flight"])
+                time.sleep(0.05)
+                left = time.time()
+                sock.close()
+                self.assertEqual(self.outcome(), "client_closed")
+                noticed = self.fake.journal()[-1]["ended"]
+                self.assertLess(noticed - left, 0.1)
+        self.assertEqual(self.fake.stats()["in_flight"], 0)
+
+    def test_reset_forgets(self) -> None:
+        self.fake.script("m", "status-500")
+        self.fake.ask("other")
+        self.fake.control("POST", "reset")
+        self.assertEqual(self.fake.journal(), [])
+        self.assertEqual(self.fake.stats()["requests"], 0)
+        self.assertEqual(self.fake.ask("m").status, 200)
+
+
+class Outages(FakeTestCase):
+    def test_down_and_up(self) -> None:
+        with self.fake.client() as idle, self.fake.connect() as busy:
+            ask(idle, "m")
+            busy.sendall(raw_request("slow-100"))
+            self.eventually(lambda: self.fake.stats()["in_flight"])
+            self.fake.control("POST", "down")
+            self.assertRaises(ConnectionRefusedError, self.fake.connect)
+            self.assertEqual(idle.sock.recv(1), b"")
+            data, end = read_all(busy)
+            self.assertEqual((data[:12], end), (b"HTTP/1.1 200", "eof"))
+        self.fake.control("POST", "up")
+        self.assertEqual(self.fake.ask("m").status, 200)
+
+    def test_down_for_a_time(self) -> None:
+        self.fake.control("POST", "down", {"for_ms": 100})
+        self.assertRaises(ConnectionRefusedError, self.fake.connect)
+        self.assertTrue(self.eventually(lambda: self.fake.stats()["listening"]))
+        self.assertEqual(self.fake.ask("m").status, 200)
+
+    def test_down_with_reset(self) -> None:
+        with self.fake.connect() as sock:
+            sock.sendall(raw_request("silent"))
+            self.eventually(lambda: self.fake.stats()["in_flight"])
+            self.fake.control("POST", "down", {"reset": True})
+            self.assertEqual(read_all(sock), (b"", "reset"))
+        self.assertEqual(self.outcome(), "cut")
+
+    def test_control_on_the_main_port(self) -> None:
+        self.assertEqual(self.fake.control("GET", "stats", port=self.fake.port)["requests"], 0)
+        self.assertEqual(self.fake.journal(), [])
+
+
+class Process(unittest.TestCase):
+    def test_ends_with_its_parent(self) -> None:
+        fake = Fake()
+        with fake.connect() as sock:
+            sock.sendall(raw_request("silent"))
+            fake.stop()
+        self.assertEqual(fake.process.returncode, 0)
+
+    def test_ends_by_sigterm(self) -> None:
+        fake = Fake("--no-stdin")
+        assert fake.process.stdin
+        fake.process.stdin.close()
+        with self.assertRaises(subprocess.TimeoutExpired):
+            fake.process.wait(0.2)
+        fake.process.send_signal(signal.SIGTERM)
+        fake.stop()
+        self.assertEqual(fake.process.returncode, 0)
+
+    def test_only_loopback(self) -> None:
+        command = [sys.executable, str(PROGRAM), "--host", "0.0.0.0"]
+        refused = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+        self.assertEqual(refused.returncode, 2)
+
+    def test_tls(self) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            certificate, key = f"{directory}/cert.pem", f"{directory}/key.pem"
+            subject = ["-subj", "/CN=fake", "-addext", "subjectAltName=IP:127.0.0.1"]
+            algorithm = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+            files = ["-keyout", key, "-out", certificate]
+            subprocess.run(
+                ["openssl", "req", "-x509", "-nodes", *algorithm, *subject, *files],
+                check=True,
+                capture_output=True,
+            )
+            fake = Fake("--tls-cert", certificate, "--tls-key", key)
+            self.addCleanup(fake.stop)
+            context = ssl.create_default_context(cafile=certificate)
+        client = http.client.HTTPSConnection("127.0.0.1", fake.port, context=context)
+        with contextlib.closing(client):
+            for model in ("m", "drip-1", "one-byte", "half-close"):
+                self.assertEqual(ask(client, model, stream=True).text, "echo: hello")
+            with self.assertRaises((ConnectionError, ssl.SSLError, http.client.IncompleteRead)):
+                ask(client, "reset-mid")
+        sock = context.wrap_socket(fake.connect(), server_hostname="127.0.0.1")
+        sock.sendall(raw_request("silent"))
+        time.sleep(0.05)
+        sock.close()
+        time.sleep(0.1)
+        last = fake.journal()[-1]
+        self.assertEqual((last["outcome"], last["tls"]), ("client_closed", True))
+
+
+if __name__ == "__main__":
+    unittest.main()
