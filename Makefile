@@ -15,16 +15,21 @@ OBJS = \
 	src/config_check.o \
 	src/config_host.o \
 	src/config_load.o \
+	src/config_rules.o \
+	src/config_seed.o \
 	src/cost.o \
 	src/dialect.o \
 	src/dialect_mock.o \
 	src/dialect_openai.o \
+	src/dialect_openai_answer.o \
 	src/engine.o \
 	src/errors.o \
 	src/functions.o \
 	src/functions_admin.o \
 	src/functions_args.o \
 	src/functions_batch.o \
+	src/functions_grant.o \
+	src/functions_secret.o \
 	src/guc.o \
 	src/http.o \
 	src/judge.o \
@@ -59,3 +64,7 @@ include $(PGXS)
 COMPILE.c += -MMD -MP -MF $(@:.o=.d)
 -include $(OBJS:.o=.d)
 EXTRA_CLEAN += $(OBJS:.o=.d)
+
+# PGXS declares every file secondary, so make would not miss the object of a
+# file that was just added to OBJS.
+$(shlib): $(srcdir)/Makefile

@@ -53,7 +53,7 @@ CREATE TABLE @extschema@._llm_secrets (
     allowed_host text,
     created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
     updated_at timestamptz NOT NULL DEFAULT pg_catalog.now()
-);
+) USING heap;
 -- Never dumped, never sampled: statistics would hold keys.
 ALTER TABLE @extschema@._llm_secrets ALTER COLUMN value SET STATISTICS 0;
 ALTER TABLE @extschema@._llm_secrets ENABLE ROW LEVEL SECURITY;
@@ -351,7 +351,7 @@ IS 'whether the row is as the extension created it; cleared by any edit';
 CREATE TABLE @extschema@._llm_tombstones (
     table_name text NOT NULL,
     key jsonb NOT NULL
-);
+) USING heap;
 REVOKE ALL ON TABLE @extschema@._llm_tombstones FROM PUBLIC;
 COMMENT ON TABLE @extschema@._llm_tombstones
 IS 'internal: rows of the extension that were edited or deleted; restoring one deletes the row that CREATE EXTENSION made';

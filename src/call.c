@@ -394,6 +394,9 @@ send_attempt(LlmCall *call)
 	call->attempt_context = AllocSetContextCreate(call->context,
 												  "llm_gateway attempt",
 												  ALLOCSET_DEFAULT_SIZES);
+	call->scratch = AllocSetContextCreate(call->attempt_context,
+										  "llm_gateway parsing",
+										  ALLOCSET_SMALL_SIZES);
 	MemoryContextSwitchTo(call->attempt_context);
 
 	call->wire.base_url = p->base_url;
@@ -511,7 +514,11 @@ on_event(void *arg, const char *name, char *data, size_t len)
 	const LlmDialect *dialect =
 		call->route.candidates[call->current].model->provider->dialect;
 
+	MemoryContext old = MemoryContextSwitchTo(call->scratch);
+
 	dialect->parse_event(&call->wire, name, data, len, &call->answer);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(call->scratch);
 	return call->answer.error == LLMGW_OK && !call->answer.ended;
 }
 
@@ -603,14 +610,18 @@ llmgw_call_detail(const LlmCall *call)
 			appendStringInfo(&buf, "%s%s/%s: not tried: %s", buf.len ? "\n" : "",
 							 c->model->provider->name, c->model->name, c->dropped);
 	}
+	if (call->route.unresolved != NULL)
+		appendStringInfo(&buf, "%s%s", buf.len ? "\n" : "", call->route.unresolved);
 	return buf.len > 0 ? buf.data : NULL;
 }
 
 const char *
 llmgw_call_hint(const LlmCall *call)
 {
-	if (call->error == LLMGW_NO_CANDIDATE && call->spec->cache != LLMGW_CACHE_ONLY)
+	if (call->error == LLMGW_NO_CANDIDATE)
 	{
+		if (call->spec->cache == LLMGW_CACHE_ONLY)
+			return "With another value of cache the call is made.";
 		if (call->spec->config->nproviders == 0)
 			return "Add one, for example: SELECT * FROM llm_add_provider('openai');";
 		if (call->spec->config->nmodels == 0)

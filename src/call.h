@@ -93,6 +93,7 @@ typedef struct LlmCall
 
 	/* the attempt under way, in a context of its own */
 	MemoryContext attempt_context;
+	MemoryContext scratch;		/* below it: for parsing, reset after each piece */
 	LlmInstant	attempt_started;
 	LlmTransfer *transfer;
 	LlmWireCall wire;

@@ -443,6 +443,12 @@ cmp_provider(const void *a, const void *b)
 }
 
 static int
+cmp_task(const void *a, const void *b)
+{
+	return strcmp(((const LlmTask *) a)->name, ((const LlmTask *) b)->name);
+}
+
+static int
 cmp_model(const void *a, const void *b)
 {
 	const LlmModel *x = a;
@@ -525,6 +531,7 @@ llmgw_config_load(const LlmConfigTables *tables)
 	config->priorities = read_table(config, tables, PRIORITIES, &config->npriorities);
 	qsort(config->priorities, config->npriorities, sizeof(LlmPriority), cmp_priority);
 	config->tasks = read_table(config, tables, TASKS, &config->ntasks);
+	qsort(config->tasks, config->ntasks, sizeof(LlmTask), cmp_task);
 	config->providers = read_table(config, tables, PROVIDERS, &config->nproviders);
 	qsort(config->providers, config->nproviders, sizeof(LlmProvider), cmp_provider);
 	config->models = read_table(config, tables, MODELS, &config->nmodels);

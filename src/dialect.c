@@ -70,6 +70,15 @@ llmgw_answer_init(LlmAnswer *answer)
 	initStringInfo(&answer->text);
 }
 
+void
+llmgw_answer_fail(LlmAnswer *answer, LlmErrorClass class, const char *message)
+{
+	if (answer->error != LLMGW_OK)
+		return;
+	answer->error = class;
+	answer->message = MemoryContextStrdup(llmgw_answer_context(answer), message);
+}
+
 Jsonb *
 llmgw_answer_tool_calls(const LlmAnswer *answer)
 {
@@ -326,11 +335,14 @@ llmgw_param_names(void)
 /* How much of an error body is searched for a phrase. */
 #define MAX_SEARCHED	8192
 
-/* Rounds up, so that waiting that long is enough; nobody waits for a day. */
+/*
+ * Rounds up, so that waiting that long is enough, but not for what is only the
+ * error of a binary fraction; nobody waits for a day.
+ */
 static int64
 clamp_ms(double ms)
 {
-	return ms >= (double) MS_PER_DAY ? MS_PER_DAY : (int64) ceil(ms);
+	return ms >= (double) MS_PER_DAY ? MS_PER_DAY : (int64) ceil(ms - 1e-6);
 }
 
 /* Reads digits, maybe with a fraction; no sign, exponent, NaN or infinity. */
@@ -414,16 +426,16 @@ scan_duration(const char **p, double *ms)
 	return found;
 }
 
-/* A whole text that is a duration, or a number of seconds; -1: neither. */
+/* A whole string that is a duration, or a number of seconds; -1: neither. */
 static int64
-duration_ms(const char *text)
+duration_ms(const char *str)
 {
-	const char *p = text;
+	const char *p = str;
 	double		value;
 
 	if (scan_duration(&p, &value) && *p == '\0')
 		return clamp_ms(value);
-	p = text;
+	p = str;
 	if (scan_decimal(&p, &value) && *p == '\0')
 		return clamp_ms(value * 1000);
 	return -1;

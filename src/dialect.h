@@ -85,8 +85,8 @@ typedef struct LlmToolCall
 typedef struct LlmAnswer
 {
 	StringInfoData text;
-	const char *finish_reason;	/* stop, length, tool_calls, content_filter, or
-								 * the provider's own word; NULL: not said */
+	const char *finish_reason;	/* stop, length, tool_calls, content_filter,
+								 * or the provider's own word; NULL: not said */
 	bool		has_content;	/* a choice was seen, if only an empty one */
 	bool		complete;		/* the model is done: nothing is missing */
 	bool		ended;			/* the provider said that nothing more comes */
@@ -96,8 +96,10 @@ typedef struct LlmAnswer
 	LlmToolCall *tool_calls;
 
 	LlmErrorClass error;
-	char	   *message;		/* what the provider said, cleaned; NULL: nothing */
-	LlmTokenParam wants_token_param;	/* set by an error that asks for the other */
+	char	   *message;		/* what the provider said, cleaned; NULL:
+								 * nothing */
+	LlmTokenParam wants_token_param;	/* set by an error that asks for the
+										 * other */
 } LlmAnswer;
 
 /* What a provider's headers and error body say about its limits; -1: nothing. */
@@ -117,8 +119,8 @@ typedef struct LlmDialect
 	LlmFraming	framing;		/* of a streamed answer */
 
 	/*
-	 * Fills url, headers, body or replay of a zeroed request.  Raises 22021 when
-	 * the prompt cannot be sent as UTF-8, nothing else.
+	 * Fills url, headers, body or replay of a zeroed request.  Raises 22021
+	 * when the prompt cannot be sent as UTF-8, nothing else.
 	 */
 	void		(*build_request) (const LlmWireCall *call, LlmHttpRequest *request);
 
@@ -134,16 +136,16 @@ typedef struct LlmDialect
 								const char *data, size_t len, LlmAnswer *answer);
 
 	/*
-	 * The body of an error status: sets error and message.  The status decides
-	 * first, then code, type and text of the body.
+	 * The body of an error status: sets error and message.  The status
+	 * decides first, then code, type and text of the body.
 	 */
 	void		(*read_error) (const LlmWireCall *call, int http_status,
 							   const char *body, size_t len, LlmAnswer *answer);
 
 	/*
-	 * Limits, from the headers ("name: value" lines) and, in an error, the body
-	 * (may be NULL).  wall_clock: seconds since the Unix epoch, for headers that
-	 * give a date.
+	 * Limits, from the headers ("name: value" lines) and, in an error, the
+	 * body (may be NULL).  wall_clock: seconds since the Unix epoch, for
+	 * headers that give a date.
 	 */
 	void		(*read_limits) (const char *headers, const char *body, size_t len,
 								int64 wall_clock, LlmRateInfo *info);
@@ -152,8 +154,8 @@ typedef struct LlmDialect
 	void		(*probe_request) (const LlmWireCall *call, LlmHttpRequest *request);
 
 	/*
-	 * Checks llm_providers.options: NULL when fine, else a palloc'd reason for a
-	 * user that names the key.
+	 * Checks llm_providers.options: NULL when fine, else a palloc'd reason
+	 * for a user that names the key.
 	 */
 	char	   *(*check_options) (Jsonb *options);
 } LlmDialect;
@@ -171,6 +173,10 @@ extern void llmgw_answer_init(LlmAnswer *answer);
 
 /* the context that the answer's parts live in */
 #define llmgw_answer_context(answer)	GetMemoryChunkContext((answer)->text.data)
+
+/* sets error and a copy of message, unless there is an error already */
+extern void llmgw_answer_fail(LlmAnswer *answer, LlmErrorClass class,
+							  const char *message);
 
 /* the tool calls as a jsonb array in OpenAI's shape; NULL when there are none */
 extern Jsonb *llmgw_answer_tool_calls(const LlmAnswer *answer);
@@ -221,6 +227,10 @@ extern void llmgw_read_limits(const char *headers, const char *body, size_t len,
 /* dialect_openai.c, used by dialects that share its wire format */
 extern const LlmDialect llmgw_dialect_openai;
 
+/* which name of the output limit a request will use; never AUTO */
+extern LlmTokenParam llmgw_openai_token_param(const LlmWireCall *call);
+
+/* dialect_openai_answer.c */
 extern void llmgw_openai_parse_response(const LlmWireCall *call, const char *body,
 										size_t len, LlmAnswer *answer);
 extern void llmgw_openai_parse_event(const LlmWireCall *call, const char *name,

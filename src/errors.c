@@ -57,11 +57,11 @@ static const ErrorClassInfo classes[LLMGW_NCLASSES] = {
 	[LLMGW_BUDGET] = {"budget", ERRCODE_LLM_BUDGET_EXCEEDED,
 	"Raise the limit in llm_budgets, wait for its next period, or use a higher priority."},
 	[LLMGW_NO_CANDIDATE] = {"no_candidate", ERRCODE_LLM_NO_CANDIDATE,
-	"llm_route() shows each candidate and why it was dropped."},
+	"Change what DETAIL names, or name another model."},
 	[LLMGW_SCHEMA] = {"schema", ERRCODE_LLM_SCHEMA_MISMATCH,
 	"Simplify the schema, describe the wanted answer in the prompt, or use a better model."},
 	[LLMGW_UNAVAILABLE] = {"unavailable", ERRCODE_LLM_UNAVAILABLE,
-	"llm_provider_status shows the state of each provider; llm_breaker_reset() closes a breaker."},
+	"Try again later, or add another provider of the model."},
 	[LLMGW_ALL_FAILED] = {"all_failed", ERRCODE_LLM_ALL_FAILED,
 	"The attempts failed in different ways: see DETAIL for each."}
 };
@@ -332,8 +332,8 @@ llmgw_error_classify(int http_status, const LlmErrorWords *words)
 		case 429:
 
 			/*
-			 * Only the exact codes: Scaleway's "INSUFFICIENT QUOTA" is a limit
-			 * per minute.
+			 * Only the exact codes: Scaleway's "INSUFFICIENT QUOTA" is a
+			 * limit per minute.
 			 */
 			return has_code(words, quota_codes) ? LLMGW_QUOTA :
 				LLMGW_RATE_LIMIT;
@@ -435,17 +435,17 @@ llmgw_clean_text(const char *text, size_t max_bytes)
 }
 
 void
-llmgw_mask_key(char *text, size_t len, const char *key)
+llmgw_mask_key(char *buf, size_t len, const char *key)
 {
 	size_t		key_len = key ? strlen(key) : 0;
-	char	   *end = text + len;
+	char	   *end = buf + len;
 	char	   *found;
 
 	if (key_len < LLMGW_MIN_MASKED_KEY)
 		return;
-	while ((found = memmem(text, end - text, key, key_len)) != NULL)
+	while ((found = memmem(buf, end - buf, key, key_len)) != NULL)
 	{
 		memset(found, '*', key_len);
-		text = found + key_len;
+		buf = found + key_len;
 	}
 }

@@ -105,6 +105,6 @@ extern char *llmgw_clean_text(const char *text, size_t max_bytes);
  * would damage ordinary answers.
  */
 #define LLMGW_MIN_MASKED_KEY	7
-extern void llmgw_mask_key(char *text, size_t len, const char *key);
+extern void llmgw_mask_key(char *buf, size_t len, const char *key);
 
 #endif							/* LLMGW_ERRORS_H */

@@ -218,7 +218,7 @@ check_secret_env_pattern(char **newval, void **extra, GucSource source)
 	return true;
 }
 
-/* Credentials in the URL must not reach a message. */
+/* The URL may hold a password, so the message does not repeat it. */
 static bool
 check_proxy(char **newval, void **extra, GucSource source)
 {
@@ -226,6 +226,8 @@ check_proxy(char **newval, void **extra, GucSource source)
 	{
 		if ((unsigned char) *c <= ' ' || *c == 0x7F)
 		{
+			GUC_check_errmsg("invalid value for parameter \"%s\"",
+							 "llm_gateway.proxy");
 			GUC_check_errdetail("A proxy's URL has no blanks or control characters.");
 			return false;
 		}

@@ -19,6 +19,7 @@
 #include "postgres.h"
 
 #include <ctype.h>
+#include <limits.h>
 
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
@@ -149,7 +150,7 @@ utf8_to_server(const char *utf8, size_t len)
  * translated, and it quotes the document.
  */
 static char *
-reason_for(int sqlstate, const char *text, size_t len)
+reason_for(int sqlstate, const char *doc, size_t len)
 {
 	switch (sqlstate)
 	{
@@ -166,20 +167,20 @@ reason_for(int sqlstate, const char *text, size_t len)
 			break;
 	}
 
-	while (len > 0 && isspace((unsigned char) text[len - 1]))
+	while (len > 0 && isspace((unsigned char) doc[len - 1]))
 		len--;
-	while (len > 0 && isspace((unsigned char) *text))
-		text++, len--;
+	for (; len > 0 && isspace((unsigned char) *doc); len--)
+		doc++;
 	if (len == 0)
 		return pstrdup("not valid JSON: empty");
-	if ((text[0] == '{' && text[len - 1] != '}') ||
-		(text[0] == '[' && text[len - 1] != ']'))
+	if ((doc[0] == '{' && doc[len - 1] != '}') ||
+		(doc[0] == '[' && doc[len - 1] != ']'))
 		return pstrdup("not valid JSON: cut short");
 	return pstrdup("not valid JSON: syntax error");
 }
 
 static Jsonb *
-parse(const char *text, size_t len, bool is_utf8, char **reason)
+parse(const char *doc, size_t len, bool is_utf8, char **reason)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	uint32		interrupt_holdoff = InterruptHoldoffCount;
@@ -189,9 +190,9 @@ parse(const char *text, size_t len, bool is_utf8, char **reason)
 
 	PG_TRY();
 	{
-		char	   *s = is_utf8 ? utf8_to_server(text, len) :
-			pnstrdup(text, len);
+		char	   *s;
 
+		s = is_utf8 ? utf8_to_server(doc, len) : pnstrdup(doc, len);
 		result = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
 													CStringGetDatum(s)));
 	}
@@ -215,7 +216,7 @@ parse(const char *text, size_t len, bool is_utf8, char **reason)
 	PG_END_TRY();
 
 	if (result == NULL)
-		*reason = reason_for(sqlstate, text, len);
+		*reason = reason_for(sqlstate, doc, len);
 	return result;
 }
 

@@ -13,6 +13,7 @@
 #include "postgres.h"
 
 #include "mb/pg_wchar.h"
+#include "utils/memutils.h"
 
 #include "call.h"
 
@@ -102,6 +103,7 @@ llmgw_judge(LlmCall *call, const char **message)
 	const LlmDialect *dialect =
 		call->route.candidates[call->current].model->provider->dialect;
 	LlmErrorClass transport;
+	MemoryContext old;
 
 	*message = NULL;
 
@@ -110,8 +112,11 @@ llmgw_judge(LlmCall *call, const char **message)
 		(t->outcome == LLMGW_HTTP_DONE || t->outcome == LLMGW_HTTP_FAILED_NETWORK))
 	{
 		llmgw_mask_key(t->data, t->len, call->wire.api_key);
+		old = MemoryContextSwitchTo(call->scratch);
 		dialect->read_error(&call->wire, t->http_status, t->data ? t->data : "",
 							t->len, answer);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(call->scratch);
 		*message = answer->message;
 		if (*message == NULL)
 			*message = psprintf("HTTP status %d", t->http_status);
@@ -121,7 +126,10 @@ llmgw_judge(LlmCall *call, const char **message)
 	if (!call->streaming && t->outcome == LLMGW_HTTP_DONE)
 	{
 		llmgw_mask_key(t->data, t->len, call->wire.api_key);
+		old = MemoryContextSwitchTo(call->scratch);
 		dialect->parse_response(&call->wire, t->data ? t->data : "", t->len, answer);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(call->scratch);
 	}
 	if (answer->error != LLMGW_OK)
 	{

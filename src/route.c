@@ -192,6 +192,18 @@ add_all(LlmRoute *route, const LlmConfig *config, const LlmRouteQuery *query)
 	pfree(all);
 }
 
+/* Adds what a rule names; a rule that names nothing is remembered. */
+static void
+add_rule(LlmRoute *route, const LlmConfig *config, const LlmRule *rule,
+		 const LlmRouteQuery *query)
+{
+	if (!add_named(route, config, rule->model, query))
+		route->unresolved = psprintf("%s%srouting rule " INT64_FORMAT ": no provider has model \"%s\"",
+									 route->unresolved ? route->unresolved : "",
+									 route->unresolved ? "\n" : "",
+									 rule->id, rule->model);
+}
+
 /* The rules of an alias; false when there is no such alias. */
 static bool
 add_alias(LlmRoute *route, const LlmConfig *config, const char *alias,
@@ -207,7 +219,7 @@ add_alias(LlmRoute *route, const LlmConfig *config, const char *alias,
 			continue;
 		known = true;
 		if (rule_applies(rule, query))
-			add_named(route, config, rule->model, query);
+			add_rule(route, config, rule, query);
 	}
 	return known;
 }
@@ -219,6 +231,7 @@ llmgw_route(const LlmConfig *config, const LlmRouteQuery *query, LlmRoute *route
 
 	route->pinned = false;
 	route->ncandidates = 0;
+	route->unresolved = NULL;
 	route->candidates = palloc(sizeof(LlmCandidate) * Max(config->nmodels, 1));
 
 	if (query->model != NULL)
@@ -246,7 +259,7 @@ llmgw_route(const LlmConfig *config, const LlmRouteQuery *query, LlmRoute *route
 				!rule_applies(rule, query))
 				continue;
 			matched = true;
-			add_named(route, config, rule->model, query);
+			add_rule(route, config, rule, query);
 		}
 	}
 	if (!matched)

@@ -55,27 +55,27 @@ is_plain_name(const char *name, bool leading_dot)
 }
 
 bool
-llmgw_secret_parse(const char *text, LlmSecretRef *ref)
+llmgw_secret_parse(const char *str, LlmSecretRef *ref)
 {
 	ref->kind = LLMGW_SECRET_NONE;
 	ref->name = NULL;
-	if (text == NULL)
+	if (str == NULL)
 		return true;
 
-	if (strncmp(text, "env:", 4) == 0 && is_env_name(text + 4))
+	if (strncmp(str, "env:", 4) == 0 && is_env_name(str + 4))
 	{
 		ref->kind = LLMGW_SECRET_ENV;
-		ref->name = text + 4;
+		ref->name = str + 4;
 	}
-	else if (strncmp(text, "file:", 5) == 0 && is_plain_name(text + 5, false))
+	else if (strncmp(str, "file:", 5) == 0 && is_plain_name(str + 5, false))
 	{
 		ref->kind = LLMGW_SECRET_FILE;
-		ref->name = text + 5;
+		ref->name = str + 5;
 	}
-	else if (strncmp(text, "secret:", 7) == 0 && is_plain_name(text + 7, true))
+	else if (strncmp(str, "secret:", 7) == 0 && is_plain_name(str + 7, true))
 	{
 		ref->kind = LLMGW_SECRET_STORED;
-		ref->name = text + 7;
+		ref->name = str + 7;
 	}
 	return ref->kind != LLMGW_SECRET_NONE;
 }

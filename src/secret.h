@@ -30,7 +30,7 @@ typedef struct LlmSecretRef
  * Parses a reference (NULL: none).  False when it is not one: then it may be
  * a raw key, and must not appear in any message.
  */
-extern bool llmgw_secret_parse(const char *text, LlmSecretRef *ref);
+extern bool llmgw_secret_parse(const char *str, LlmSecretRef *ref);
 
 /*
  * Whether an environment variable of that name may be used as a key

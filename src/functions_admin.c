@@ -1,0 +1,440 @@
+/*-------------------------------------------------------------------------
+ *
+ * functions_admin.c
+ *	  llm_add_provider(): a provider, its models and rules in one call.
+ *
+ * It only inserts what is not there, with the rights of its caller, and the
+ * triggers of the tables judge the rows as they judge anybody's.  What a user
+ * has changed stays as it is, so the call may be repeated, for instance after
+ * an upgrade that brought new models.
+ *
+ * Three cases:
+ *	- no kind: the preset of that name, with its models;
+ *	- a kind: the provider as described, with the models that are named; of
+ *	  those, the ones that a preset at the same host knows get its prices;
+ *	- models named: those and no others, in either case.
+ *
+ * Rules are added for a preset only, and only where there is none at all:
+ * a rule that the user did not write must not change where existing ones send
+ * a call.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/tuplestore.h"
+
+#include "config.h"
+#include "config_check.h"
+#include "presets.h"
+
+PG_FUNCTION_INFO_V1(llmgw_sql_add_provider);
+
+/* One call of the function. */
+typedef struct Adding
+{
+	ReturnSetInfo *result;
+	const char *schema;			/* quoted */
+	const LlmPreset *preset;	/* NULL: none, or one for its prices only */
+	const LlmPreset *known;		/* whose models are known; may be NULL */
+	const char *name;
+	const char *kind;
+	const char *api_key;
+	const char *base_url;
+} Adding;
+
+static void
+report(Adding *adding, const char *object, const char *name, const char *detail)
+{
+	Datum		values[3];
+	bool		nulls[3] = {false, false, false};
+
+	values[0] = CStringGetTextDatum(object);
+	values[1] = CStringGetTextDatum(name);
+	values[2] = CStringGetTextDatum(detail);
+	tuplestore_putvalues(adding->result->setResult, adding->result->setDesc,
+						 values, nulls);
+}
+
+/*
+ * Runs a statement, in which %s stands for the schema, with texts as its
+ * parameters; returns the number of rows.
+ */
+static uint64
+execute(Adding *adding, const char *statement, int nargs, const char *const *args)
+{
+	Oid			types[16];
+	Datum		values[16];
+	char		nulls[17];
+	StringInfoData sql;
+	int			result;
+
+	Assert(nargs <= lengthof(types));
+	for (int i = 0; i < nargs; i++)
+	{
+		types[i] = TEXTOID;
+		nulls[i] = args[i] == NULL ? 'n' : ' ';
+		values[i] = args[i] == NULL ? (Datum) 0 : CStringGetTextDatum(args[i]);
+	}
+	nulls[nargs] = '\0';
+
+	initStringInfo(&sql);
+	for (const char *s = statement; *s; s++)
+	{
+		if (s[0] == '%' && s[1] == 's')
+		{
+			appendStringInfoString(&sql, adding->schema);
+			s++;
+		}
+		else
+			appendStringInfoChar(&sql, *s);
+	}
+	result = SPI_execute_with_args(sql.data, nargs, types, values, nulls, false, 0);
+	if (result < 0)
+		elog(ERROR, "SPI_execute_with_args failed: %s", SPI_result_code_string(result));
+	return SPI_processed;
+}
+
+/*
+ * A provider of that name is there: it stays.  It must be the same kind of
+ * thing, or the models would be added to something else; other differences are
+ * said.
+ */
+static void
+keep_provider(Adding *adding)
+{
+	const char *args[] = {adding->name};
+	char	   *kind;
+	char	   *api_key;
+	char	   *base_url;
+
+	if (execute(adding,
+				"SELECT kind, api_key, base_url FROM %s.llm_providers"
+				" WHERE name OPERATOR(pg_catalog.=) $1", 1, args) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("provider \"%s\" was added by another transaction", adding->name),
+				 errhint("Try again.")));
+	kind = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	api_key = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
+	base_url = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3);
+
+	if (strcmp(kind, adding->kind) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("provider \"%s\" is already there and is of kind \"%s\", not \"%s\"",
+						adding->name, kind, adding->kind),
+				 errhint("Add the new one under another name, and give its kind.")));
+
+	if (adding->api_key != NULL &&
+		(api_key == NULL || strcmp(api_key, adding->api_key) != 0))
+		ereport(NOTICE,
+				(errmsg("provider \"%s\" is already there, with %s%s", adding->name,
+						api_key ? "key " : "no key", api_key ? api_key : ""),
+				 errhint("To change it: UPDATE llm_providers SET api_key = %s WHERE name = %s;",
+						 quote_literal_cstr(adding->api_key),
+						 quote_literal_cstr(adding->name))));
+	if (adding->base_url != NULL &&
+		(base_url == NULL || strcmp(base_url, adding->base_url) != 0))
+		ereport(NOTICE,
+				(errmsg("provider \"%s\" is already there, with another base_url",
+						adding->name),
+				 errhint("To change it: UPDATE llm_providers SET base_url = %s WHERE name = %s;",
+						 quote_literal_cstr(adding->base_url),
+						 quote_literal_cstr(adding->name))));
+}
+
+static void
+add_provider(Adding *adding)
+{
+	const char *args[] = {adding->name, adding->kind, adding->base_url, adding->api_key};
+
+	if (execute(adding,
+				"INSERT INTO %s.llm_providers (name, kind, base_url, api_key)"
+				" VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING", 4, args) == 0)
+	{
+		keep_provider(adding);
+		report(adding, "provider", adding->name, "already there");
+	}
+	else
+		report(adding, "provider", adding->name,
+			   adding->api_key ? psprintf("added, key from %s", adding->api_key) :
+			   "added, without a key");
+}
+
+/* A warning, now rather than at the first call, when the key cannot be read. */
+static void
+check_key(Adding *adding)
+{
+	const LlmProvider *provider = llmgw_config_provider(llmgw_config_get(), adding->name);
+	char	   *reason = NULL;
+	char	   *hint = NULL;
+	const char *set_secret;
+
+	if (provider == NULL)
+		return;
+	set_secret = psprintf("SELECT llm_set_secret(%s, '...');",
+						  quote_literal_cstr(provider->key_ref.kind == LLMGW_SECRET_STORED ?
+											 provider->key_ref.name : adding->name));
+	switch (provider->key_ref.kind)
+	{
+		case LLMGW_SECRET_NONE:
+			return;
+		case LLMGW_SECRET_ENV:
+			if (llmgw_secret_from_env(provider->key_ref.name, &reason) != NULL)
+				return;
+			hint = psprintf("Set %s in the server's environment and restart it; or %s UPDATE llm_providers SET api_key = %s WHERE name = %s;",
+							provider->key_ref.name, set_secret,
+							quote_literal_cstr(psprintf("secret:%s", adding->name)),
+							quote_literal_cstr(adding->name));
+			break;
+		case LLMGW_SECRET_FILE:
+			reason = "this version cannot read key files";
+			hint = psprintf("Store the key: %s", set_secret);
+			break;
+		case LLMGW_SECRET_STORED:
+			if (provider->stored_secret != NULL)
+				return;
+			reason = psprintf("there is no secret \"%s\"", provider->key_ref.name);
+			hint = psprintf("Store the key: %s", set_secret);
+			break;
+	}
+	ereport(WARNING,
+			(errcode(ERRCODE_WARNING),
+			 errmsg("the key of provider \"%s\" (%s) cannot be read: %s",
+					adding->name, provider->api_key, reason),
+			 errhint("%s", hint)));
+}
+
+/* The tier to use where the preset's is gone: the cheapest that there is. */
+static const char *
+existing_tier(const char *tier)
+{
+	LlmConfig  *config = llmgw_config_get();
+
+	if (config->ntiers == 0 || llmgw_config_tier(config, tier) != NULL)
+		return tier;
+	return pstrdup(config->tiers[config->ntiers - 1].name);
+}
+
+static void
+add_model(Adding *adding, const char *name)
+{
+	static const LlmPresetModel unknown = {.tier = "standard", .quality = "50"};
+	const LlmPresetModel *model = NULL;
+	const char *tier;
+	const char *args[10];
+
+	if (adding->known != NULL)
+		model = llmgw_preset_model(adding->known, name);
+	if (model == NULL)
+		model = &unknown;
+	tier = existing_tier(model->tier);
+
+	args[0] = adding->name;
+	args[1] = name;
+	args[2] = tier;
+	args[3] = model->quality;
+	args[4] = model->input_price;
+	args[5] = model->output_price;
+	args[6] = model->cached_input_price;
+	args[7] = model->context_window;
+	args[8] = model->max_output_tokens;
+	args[9] = model->capabilities;
+
+	if (execute(adding,
+				"INSERT INTO %s.llm_models (provider, name, tier, quality, input_price,"
+				" output_price, cached_input_price, context_window, max_output_tokens,"
+				" capabilities)"
+				" VALUES ($1, $2, $3, CAST($4 AS pg_catalog.float4),"
+				" CAST($5 AS pg_catalog.numeric), CAST($6 AS pg_catalog.numeric),"
+				" CAST($7 AS pg_catalog.numeric), CAST($8 AS pg_catalog.int4),"
+				" CAST($9 AS pg_catalog.int4), CAST($10 AS pg_catalog.text[]))"
+				" ON CONFLICT DO NOTHING", lengthof(args), args) == 0)
+		report(adding, "model", psprintf("%s/%s", adding->name, name), "already there");
+	else if (model->input_price != NULL)
+		report(adding, "model", psprintf("%s/%s", adding->name, name),
+			   psprintf("%s tier, $%s in / $%s out per 1 M tokens", tier,
+						model->input_price, model->output_price));
+	else
+		report(adding, "model", psprintf("%s/%s", adding->name, name),
+			   psprintf("%s tier, price unknown", tier));
+}
+
+/*
+ * The preset's rules, for those of its models that are there; or, where rules
+ * are there already, a word on how to add one.
+ */
+static void
+add_rules(Adding *adding)
+{
+	const LlmPreset *preset = adding->preset;
+	const char *first = NULL;
+	bool		routed;
+	bool		named = false;
+
+	routed = execute(adding, "SELECT 1 FROM %s.llm_routing_rules LIMIT 1", 0, NULL) > 0;
+
+	/* by rank, which is the order that they are tried in */
+	for (int rank = 10; rank <= 100; rank += 10)
+	{
+		for (int i = 0; i < preset->nmodels; i++)
+		{
+			const char *args[] = {adding->name, preset->models[i].name,
+			psprintf("%d", rank)};
+
+			if (preset->models[i].rule_rank != rank)
+				continue;
+			if (execute(adding,
+						"SELECT 1 FROM %s.llm_models WHERE provider OPERATOR(pg_catalog.=) $1"
+						" AND name OPERATOR(pg_catalog.=) $2", 2, args) == 0)
+				continue;
+			if (first == NULL)
+				first = args[1];
+			if (routed)
+			{
+				const char *names[] = {args[1], psprintf("%s/%s", adding->name, args[1])};
+
+				named = named ||
+					execute(adding,
+							"SELECT 1 FROM %s.llm_routing_rules"
+							" WHERE model OPERATOR(pg_catalog.=) ANY (ARRAY[$1, $2])"
+							" LIMIT 1", 2, names) > 0;
+				continue;
+			}
+			execute(adding,
+					"INSERT INTO %s.llm_routing_rules (model, rank)"
+					" VALUES ($1, CAST($2 AS pg_catalog.int4))", 2, args + 1);
+			report(adding, "rule", args[1], psprintf("rank %d, for any task", rank));
+		}
+	}
+	if (routed && first != NULL && !named)
+		ereport(NOTICE,
+				(errmsg("no rule was added for provider \"%s\", because llm_routing_rules has rows",
+						adding->name),
+				 errhint("Calls that name no model do not come to it before: INSERT INTO llm_routing_rules(model, rank) VALUES (%s, 100);",
+						 quote_literal_cstr(first))));
+}
+
+/* The argument models; NULL when it was not given. */
+static char **
+read_models(FunctionCallInfo fcinfo, int argument, int *n)
+{
+	Datum	   *elems;
+	bool	   *nulls;
+	char	  **models;
+
+	*n = 0;
+	if (PG_ARGISNULL(argument))
+		return NULL;
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(argument), TEXTOID, -1, false,
+					  TYPALIGN_INT, &elems, &nulls, n);
+	models = palloc(sizeof(char *) * Max(*n, 1));
+	for (int i = 0; i < *n; i++)
+	{
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("a name in models must not be null")));
+		models[i] = TextDatumGetCString(elems[i]);
+	}
+	return models;
+}
+
+static char *
+text_argument(FunctionCallInfo fcinfo, int argument)
+{
+	return PG_ARGISNULL(argument) ? NULL :
+		text_to_cstring(PG_GETARG_TEXT_PP(argument));
+}
+
+/* What the arguments mean: fills in the rest of adding. */
+static void
+resolve(Adding *adding)
+{
+	const LlmDialect *dialect;
+	const char *url;
+
+	if (adding->kind == NULL)
+	{
+		adding->preset = adding->known = llmgw_preset_find(adding->name);
+		if (adding->preset == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("there is no preset for a provider \"%s\"", adding->name),
+					 errhint("Presets are %s. For another provider give its kind and base_url: llm_add_provider(%s, kind => 'openai', base_url => 'https://...', api_key => 'env:...', models => '{...}').",
+							 llmgw_preset_names(), quote_literal_cstr(adding->name))));
+		adding->kind = adding->preset->kind;
+		if (adding->base_url == NULL)
+			adding->base_url = adding->preset->base_url;
+		if (adding->api_key == NULL)
+			adding->api_key = adding->preset->api_key;
+		return;
+	}
+
+	/* an unknown kind is for the table's trigger to refuse */
+	dialect = llmgw_dialect_find(adding->kind);
+	url = adding->base_url;
+	if (url == NULL && dialect != NULL)
+		url = dialect->default_base_url;
+	adding->known = llmgw_preset_at(adding->kind, url);
+}
+
+/* llm_add_provider(name, kind, api_key, base_url, models) */
+Datum
+llmgw_sql_add_provider(PG_FUNCTION_ARGS)
+{
+	Adding		adding = {0};
+	LlmSecretRef ref;
+	char	  **models;
+	int			nmodels;
+
+	adding.name = text_argument(fcinfo, 0);
+	adding.kind = text_argument(fcinfo, 1);
+	adding.api_key = text_argument(fcinfo, 2);
+	adding.base_url = text_argument(fcinfo, 3);
+
+	/* first of all, so that no other error can show a key */
+	if (!llmgw_secret_parse(adding.api_key, &ref))
+		llmgw_refuse_raw_key(adding.name ? adding.name : "", adding.api_key);
+
+	models = read_models(fcinfo, 4, &nmodels);
+	if (adding.name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("name of a provider must not be null"),
+				 errhint("Presets are %s.", llmgw_preset_names())));
+	adding.schema = quote_identifier(get_namespace_name(llmgw_config_get()->schema));
+	resolve(&adding);
+	InitMaterializedSRF(fcinfo, 0);
+	adding.result = (ReturnSetInfo *) fcinfo->resultinfo;
+
+	SPI_connect();
+	add_provider(&adding);
+	check_key(&adding);
+
+	if (models != NULL)
+		for (int i = 0; i < nmodels; i++)
+			add_model(&adding, models[i]);
+	else if (adding.preset != NULL)
+		for (int i = 0; i < adding.preset->nmodels; i++)
+			add_model(&adding, adding.preset->models[i].name);
+
+	if (models != NULL ? nmodels == 0 : adding.preset == NULL)
+		ereport(NOTICE,
+				(errmsg("provider \"%s\" was added without models", adding.name),
+				 errhint("INSERT INTO llm_models(provider, name) VALUES (%s, '...');",
+						 quote_literal_cstr(adding.name))));
+	if (adding.preset != NULL)
+		add_rules(&adding);
+	SPI_finish();
+
+	return (Datum) 0;
+}

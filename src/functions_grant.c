@@ -1,0 +1,234 @@
+/*-------------------------------------------------------------------------
+ *
+ * functions_grant.c
+ *	  llm_grant() and llm_revoke(): what a role may do, in three words.
+ *
+ * Each runs ordinary GRANT or REVOKE statements with the rights of its caller,
+ * so that PostgreSQL itself decides whether the caller may, records who
+ * granted, and dumps the result.  Objects are those of the extension, whatever
+ * else has the same name.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/stratnum.h"
+#include "access/table.h"
+#include "catalog/dependency.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_depend.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_proc.h"
+#include "executor/spi.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
+#include "utils/lsyscache.h"
+#include "utils/regproc.h"
+
+#include "config.h"
+
+PG_FUNCTION_INFO_V1(llmgw_sql_grant);
+PG_FUNCTION_INFO_V1(llmgw_sql_revoke);
+
+typedef enum Level
+{
+	CALL = 1,
+	REPORT = 2,
+	ADMIN = 4
+} Level;
+
+/* What each word gives. */
+static const struct
+{
+	const char *word;
+	int			levels;
+}			words[] =
+{
+	{"call", CALL},
+	{"report", REPORT},
+	{"admin", CALL | REPORT | ADMIN},
+};
+
+/*
+ * What each level is.  A kind is a keyword of GRANT.  Objects that begin with
+ * _llm_, and the functions of this file, are nobody's.
+ */
+static const struct
+{
+	Level		level;
+	const char *privileges;
+	const char *kind;
+	const char *name;
+}			privileges[] =
+{
+	{CALL, "EXECUTE", "FUNCTION", "llm_complete"},
+	{CALL, "EXECUTE", "FUNCTION", "llm_complete_detail"},
+	{CALL, "EXECUTE", "FUNCTION", "llm_complete_batch"},
+
+	{REPORT, "SELECT", "TABLE", "llm_providers"},
+	{REPORT, "SELECT", "TABLE", "llm_models"},
+	{REPORT, "SELECT", "TABLE", "llm_tiers"},
+	{REPORT, "SELECT", "TABLE", "llm_priorities"},
+	{REPORT, "SELECT", "TABLE", "llm_tasks"},
+	{REPORT, "SELECT", "TABLE", "llm_routing_rules"},
+	{REPORT, "SELECT", "TABLE", "llm_error_policies"},
+	/* or pg_dump could not be run by this role */
+	{REPORT, "SELECT", "SEQUENCE", "llm_routing_rules_id_seq"},
+
+	{ADMIN, "INSERT, UPDATE, DELETE", "TABLE", "llm_providers"},
+	{ADMIN, "INSERT, UPDATE, DELETE", "TABLE", "llm_models"},
+	{ADMIN, "INSERT, UPDATE, DELETE", "TABLE", "llm_tiers"},
+	{ADMIN, "INSERT, UPDATE, DELETE", "TABLE", "llm_priorities"},
+	{ADMIN, "INSERT, UPDATE, DELETE", "TABLE", "llm_tasks"},
+	{ADMIN, "INSERT, UPDATE, DELETE", "TABLE", "llm_routing_rules"},
+	{ADMIN, "INSERT, UPDATE, DELETE", "TABLE", "llm_error_policies"},
+	{ADMIN, "EXECUTE", "FUNCTION", "llm_add_provider"},
+	{ADMIN, "EXECUTE", "FUNCTION", "llm_set_secret"},
+	{ADMIN, "EXECUTE", "FUNCTION", "llm_drop_secret"},
+};
+
+static void
+run(const char *statement)
+{
+	int			result = SPI_execute(statement, false, 0);
+
+	if (result != SPI_OK_UTILITY)
+		elog(ERROR, "SPI_execute failed: %s", SPI_result_code_string(result));
+}
+
+/*
+ * One member of the extension: grants or revokes what the table above says of
+ * its name.
+ */
+static void
+change_member(const Form_pg_depend member, int levels, const char *role, bool grant)
+{
+	bool		function = member->classid == ProcedureRelationId;
+	char	   *name;
+
+	if (function)
+		name = get_func_name(member->objid);
+	else
+		name = get_rel_name(member->objid);
+	if (name == NULL)
+		return;
+
+	for (int i = 0; i < lengthof(privileges); i++)
+	{
+		const char *identity;
+
+		if ((privileges[i].level & levels) == 0 ||
+			strcmp(privileges[i].name, name) != 0 ||
+			(strcmp(privileges[i].kind, "FUNCTION") == 0) != function)
+			continue;
+		if (function)
+			identity = format_procedure_qualified(member->objid);
+		else
+			identity = quote_qualified_identifier(get_namespace_name(get_rel_namespace(member->objid)),
+												  name);
+		run(psprintf("%s %s ON %s %s %s %s", grant ? "GRANT" : "REVOKE",
+					 privileges[i].privileges, privileges[i].kind, identity,
+					 grant ? "TO" : "FROM", role));
+	}
+}
+
+static void
+change(FunctionCallInfo fcinfo, bool grant)
+{
+	LlmConfig  *config = llmgw_config_get();
+	Oid			extension = config->extension;
+	Oid			schema = config->schema;
+	Oid			role_oid;
+	char	   *role;
+	char	   *word;
+	int			levels = 0;
+	Relation	depend;
+	ScanKeyData key[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	List	   *members = NIL;
+	ListCell   *lc;
+
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("role must not be null")));
+	role_oid = PG_GETARG_OID(0);
+	role = GetUserNameFromId(role_oid, true);
+	if (role == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("role with OID %u does not exist", role_oid)));
+	role = pstrdup(quote_identifier(role));
+
+	word = PG_ARGISNULL(1) ? pstrdup("call") : text_to_cstring(PG_GETARG_TEXT_PP(1));
+	for (int i = 0; i < lengthof(words); i++)
+		if (strcmp(words[i].word, word) == 0)
+			levels = words[i].levels;
+	if (levels == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("what a role may do must be call, report or admin, not \"%s\"", word),
+				 errhint("call: make calls; report: read configuration and reports; admin: both, and configure.")));
+
+	/* settled before the first statement changes a catalog */
+	depend = table_open(DependRelationId, AccessShareLock);
+	ScanKeyInit(&key[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(ExtensionRelationId));
+	ScanKeyInit(&key[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(extension));
+	scan = systable_beginscan(depend, DependReferenceIndexId, true, NULL, 2, key);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_depend member = (Form_pg_depend) GETSTRUCT(tuple);
+
+		if (member->deptype == DEPENDENCY_EXTENSION &&
+			(member->classid == ProcedureRelationId ||
+			 member->classid == RelationRelationId))
+			members = lappend(members, memcpy(palloc(sizeof(*member)), member,
+											  sizeof(*member)));
+	}
+	systable_endscan(scan);
+	table_close(depend, AccessShareLock);
+
+	SPI_connect();
+
+	/*
+	 * The right to use the schema is given where it is missing, and never taken
+	 * back: it may be there for other objects.
+	 */
+	if (grant &&
+		!DatumGetBool(DirectFunctionCall3(has_schema_privilege_id_id,
+										  ObjectIdGetDatum(role_oid),
+										  ObjectIdGetDatum(schema),
+										  CStringGetTextDatum("USAGE"))))
+		run(psprintf("GRANT USAGE ON SCHEMA %s TO %s",
+					 quote_identifier(get_namespace_name(schema)), role));
+	foreach(lc, members)
+		change_member(lfirst(lc), levels, role, grant);
+
+	SPI_finish();
+}
+
+/* llm_grant(role, what) */
+Datum
+llmgw_sql_grant(PG_FUNCTION_ARGS)
+{
+	change(fcinfo, true);
+	PG_RETURN_VOID();
+}
+
+/* llm_revoke(role, what) */
+Datum
+llmgw_sql_revoke(PG_FUNCTION_ARGS)
+{
+	change(fcinfo, false);
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,464 @@
+package LlmGateway;
+
+=head1 NAME
+
+LlmGateway - a server with llm_gateway and a fake provider, for TAP tests
+
+=head1 SYNOPSIS
+
+    use FindBin;
+    use lib $FindBin::Bin;
+    use LlmGateway;
+
+    my $gw = LlmGateway->new(name => 'errors');
+    $gw->add_models('fake', 'gpt-4o', 'status-503');    # a model's name is what the fake does
+
+    my $s = $gw->session;
+    is($s->value(q{SELECT llm_complete('hi', model => 'gpt-4o')}), 'echo: hi');
+    my $r = $s->run(q{SELECT llm_complete('hi', model => 'status-503')});
+    is($r->{sqlstate}, 'LG004');
+
+    $s->start(q{SELECT llm_complete('hi', model => 'silent')});
+    $gw->wait_in_call($s);
+    $gw->admin->run('SELECT pg_cancel_backend(' . $s->pid . ')');
+    is($s->finish->{sqlstate}, '57014');
+
+=cut
+
+use strict;
+use warnings;
+
+use Carp qw(croak);
+use Exporter qw(import);
+use FakeProvider;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils qw(slurp_file);
+use Test::More;
+use Time::HiRes qw(sleep time);
+
+our @EXPORT_OK = qw($KEY PROMPTLY error_ok gone literal);
+
+# What the fake is given as its key: long, and nowhere else to be found.
+our $KEY = 'sk-fake-Vq8zR2mX4tL7wN0bK5yHcD3s';
+
+# An interrupt must end a call within 50 ms; on a machine that is busy with other things, within
+# this many seconds.
+use constant PROMPTLY => 0.5;
+
+# Longest wait for anything, as in PostgreSQL's own tests.
+our $PATIENCE = $ENV{PG_TEST_TIMEOUT_DEFAULT} || 180;
+
+=head1 METHODS
+
+=head2 new(%options)
+
+Starts a server, with the extension in its database postgres, and a fake provider with the key
+$KEY, which is the provider "fake".
+
+    name        of the server
+    conf        more lines for postgresql.conf
+    initdb      more arguments for initdb, a reference to an array
+    streaming   true: may have standbys
+    extension   false: CREATE EXTENSION and what follows it are left to the test
+    fake        options of FakeProvider; undef: no fake
+
+=cut
+
+sub new
+{
+	my ($class, %options) = @_;
+	my $self = bless {}, $class;
+
+	$ENV{TEST_API_KEY} = $KEY;
+	$ENV{PGCLIENTENCODING} = 'UTF8';
+	delete @ENV{qw(http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY no_proxy)};
+
+	my $node = $self->{node} = PostgreSQL::Test::Cluster->new($options{name} // 'main');
+	$node->init(
+		allows_streaming => $options{streaming} ? 1 : 0,
+		extra => [ '--encoding=UTF8', '--locale=C', @{ $options{initdb} // [] } ]);
+	$node->append_conf('postgresql.conf', "shared_preload_libraries = 'llm_gateway'");
+	$node->append_conf('postgresql.conf', $options{conf}) if $options{conf};
+	$node->start;
+
+	$self->{fake} = FakeProvider->new(journal => 20000, %{ $options{fake} // {} })
+	  unless exists $options{fake} && !defined $options{fake};
+	$self->set_up('postgres') if $options{extension} // 1;
+	return $self;
+}
+
+=head2 node, fake, admin
+
+The PostgreSQL::Test::Cluster, the FakeProvider, and a session for what the test itself asks.
+
+=cut
+
+sub node { return $_[0]{node} }
+sub fake { return $_[0]{fake} }
+
+sub admin
+{
+	my ($self) = @_;
+	return $self->{admin} //= $self->session;
+}
+
+=head2 set_up($database)
+
+Creates the extension there and adds the provider "fake", without models.
+
+=cut
+
+sub set_up
+{
+	my ($self, $database) = @_;
+	$self->sql('CREATE EXTENSION llm_gateway', $database);
+	$self->add_provider('fake', $self->fake->url, undef, $database) if $self->fake;
+	return;
+}
+
+=head2 sql($sql, [$database])
+
+Runs it in a session of its own and returns its output.  Dies when it fails.
+
+=cut
+
+sub sql
+{
+	my ($self, $sql, $database) = @_;
+	return $self->{node}->safe_psql($database // 'postgres', $sql);
+}
+
+=head2 add_provider($name, $url, [\%columns], [$database]), add_models($provider, @names, [\%columns])
+
+Rows of llm_providers and llm_models.  The columns are SQL expressions.
+
+=cut
+
+sub add_provider
+{
+	my ($self, $name, $url, $columns, $database) = @_;
+	my %row = (
+		name     => literal($name),
+		kind     => "'openai'",
+		base_url => literal($url),
+		api_key  => "'env:TEST_API_KEY'",
+		%{ $columns // {} });
+	my @keys = sort keys %row;
+	$self->sql(
+		sprintf('INSERT INTO llm_providers (%s) VALUES (%s)',
+			join(', ', @keys), join(', ', @row{@keys})),
+		$database);
+	return;
+}
+
+sub add_models
+{
+	my ($self, $provider, @names) = @_;
+	my $columns = ref $names[-1] ? pop @names : {};
+	my $database = delete $columns->{database};
+	my @keys = sort keys %$columns;
+	my $list = join ', ', 'provider', 'name', @keys;
+	my $values = join ', ', map { '(' . join(', ', literal($provider), literal($_), @{$columns}{@keys}) . ')' } @names;
+	$self->sql("INSERT INTO llm_models ($list) VALUES $values", $database);
+	return;
+}
+
+=head2 session([$database], [%options])
+
+A LlmGateway::Session; the options: user.
+
+=cut
+
+sub session
+{
+	my ($self, $database, %options) = @_;
+	return LlmGateway::Session->new($self->{node}, $database // 'postgres', %options);
+}
+
+=head2 wait_in_call($session)
+
+Returns when the session's backend waits inside a call.
+
+=cut
+
+sub wait_in_call
+{
+	my ($self, $session) = @_;
+	my $pid = $session->pid;
+	my $deadline = time + $PATIENCE;
+	while (time < $deadline)
+	{
+		return 1
+		  if $self->admin->value(
+			"SELECT count(*) FROM pg_stat_activity WHERE pid = $pid AND state = 'active' AND wait_event_type = 'Extension'"
+		  ) eq '1';
+		sleep 0.01;
+	}
+	croak "backend $pid does not wait for an answer";
+}
+
+=head2 requests($code)
+
+Runs the code and returns the requests that the fake saw meanwhile, as a reference to an array.
+
+=cut
+
+sub requests
+{
+	my ($self, $code) = @_;
+	my $before = $self->fake->stats->{requests};
+	$code->();
+	return $self->fake->journal($before);
+}
+
+=head2 log_text
+
+All that the server has logged.
+
+=cut
+
+sub log_text { return slurp_file($_[0]{node}->logfile) }
+
+=head1 FUNCTIONS
+
+=head2 literal($text)
+
+A string literal of SQL.
+
+=cut
+
+sub literal
+{
+	my ($text) = @_;
+	return 'NULL' unless defined $text;
+	$text =~ s/'/''/g;
+	return "'$text'";
+}
+
+=head2 error_ok($result, \%want, $name)
+
+Whether a session's result is the error that is wanted: the key sqlstate is compared; message,
+detail and hint are patterns, or undef for none; rows is what was printed before (default '').
+
+=cut
+
+sub error_ok
+{
+	my ($result, $want, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my @wrong;
+
+	push @wrong, 'sqlstate: ' . ($result->{sqlstate} // 'none') . " instead of $want->{sqlstate}"
+	  if ($result->{sqlstate} // '') ne $want->{sqlstate};
+	for my $field (qw(message detail hint))
+	{
+		next unless exists $want->{$field};
+		my $got = $result->{$field};
+		my $pattern = $want->{$field};
+		push @wrong, "$field: " . ($got // 'none') . ' does not match ' . ($pattern // 'none')
+		  if defined $pattern ? !defined $got || $got !~ $pattern : defined $got;
+	}
+	push @wrong, "printed: $result->{out}" if $result->{out} ne ($want->{rows} // '');
+	ok(!@wrong, $name) or diag(join "\n", @wrong, $result->{err});
+	return !@wrong;
+}
+
+=head2 gone($pid, [$seconds])
+
+Waits until a process has ended (a zombie has), and returns how long it took; undef if it did not.
+
+=cut
+
+sub gone
+{
+	my ($pid, $seconds) = @_;
+	my $start = time;
+	while (1)
+	{
+		my $took = time - $start;
+		open my $stat, '<', "/proc/$pid/stat" or return $took;
+		my $line = <$stat> // '';
+		close $stat;
+		return $took if $line eq '' || $line =~ /^\d+ \(.*\) [ZX]/;
+		return if $took > ($seconds // $PATIENCE);
+		sleep 0.005;
+	}
+}
+
+=head1 LlmGateway::Session
+
+A psql that stays connected.
+
+=cut
+
+package LlmGateway::Session;
+
+use strict;
+use warnings;
+
+use Carp qw(croak);
+use IPC::Run;
+use Time::HiRes qw(time);
+
+sub new
+{
+	my ($class, $node, $database, %options) = @_;
+	my $connstr = $node->connstr($database);
+	$connstr .= " user=$options{user}" if $options{user};
+	my $self = bless {
+		node  => $node,
+		owner => $$,
+		n     => 0,
+		in    => '',
+		out   => '',
+		err   => '',
+		timer => IPC::Run::timeout($LlmGateway::PATIENCE)
+	}, $class;
+	my @command = ($node->installed_command('psql'), qw(-XAtq -f -), '-d', $connstr);
+	$self->{run} = IPC::Run::start(\@command, '<', \$self->{in}, '>', \$self->{out},
+		'2>', \$self->{err}, $self->{timer});
+	my $r = $self->run('\set VERBOSITY verbose');
+	croak "cannot connect: $r->{err}" if $r->{lost};
+	return $self;
+}
+
+=head2 start($sql), finish, run($sql)
+
+run is both.  finish returns a reference to a hash:
+
+    out         what psql printed, without the last line end
+    err         all of its messages
+    sqlstate, message, detail, hint     of the first error; undef: there was none
+    notices     other messages: references to hashes with severity, sqlstate, message, detail, hint
+    seconds     from start to the end
+    ended       when that was
+    lost        true: the connection is gone
+
+=cut
+
+sub start
+{
+	my ($self, $sql) = @_;
+	$self->{marker} = 'end of statement ' . ++$self->{n};
+	$sql .= "\n;" unless $sql =~ /^\\|;\s*\z/;
+	$self->{timer}->start($LlmGateway::PATIENCE);
+	$self->{started} = time;
+	$self->{in} .= "$sql\n\\echo $self->{marker}\n\\warn $self->{marker}\n";
+	eval { $self->{run}->pump_nb while length $self->{in} && $self->{run}->pumpable; 1 };
+	return;
+}
+
+sub finish
+{
+	my ($self) = @_;
+	my $end = "$self->{marker}\n";
+	my ($lost, $ended);
+
+	while (1)
+	{
+		$ended = time;
+		last if index($self->{out}, $end) >= 0 && index($self->{err}, $end) >= 0;
+		if (!eval { $self->{run}->pumpable && $self->{run}->pump })
+		{
+			croak "psql does not answer: $self->{err}" if $@ =~ /timeout/;
+			next if index($self->{out}, $end) >= 0 && index($self->{err}, $end) >= 0;
+			$lost = 1;
+			last;
+		}
+	}
+	my ($out, $err) = @{$self}{qw(out err)};
+	$self->{$_} = '' for qw(out err);
+	s/^\Q$self->{marker}\E\n//m for $out, $err;
+	$out =~ s/\n\z//;
+	return {
+		out     => $out,
+		err     => $err,
+		lost    => $lost,
+		ended   => $ended,
+		seconds => $ended - $self->{started},
+		_messages($err)
+	};
+}
+
+sub run
+{
+	my ($self, $sql) = @_;
+	$self->start($sql);
+	return $self->finish;
+}
+
+=head2 value($sql)
+
+What it prints.  Dies when it fails.
+
+=cut
+
+sub value
+{
+	my ($self, $sql) = @_;
+	my $r = $self->run($sql);
+	croak "$sql: $r->{err}" if $r->{lost} || defined $r->{sqlstate};
+	return $r->{out};
+}
+
+=head2 pid
+
+Of its backend.
+
+=cut
+
+sub pid
+{
+	my ($self) = @_;
+	return $self->{pid} //= $self->value('SELECT pg_backend_pid()');
+}
+
+sub quit
+{
+	my ($self) = @_;
+	my $run = delete $self->{run} or return;
+	eval {
+		$self->{in} .= "\\q\n";
+		$run->pump_nb while length $self->{in} && $run->pumpable;
+	};
+	eval { $run->kill_kill(grace => 5) };
+	return;
+}
+
+sub DESTROY
+{
+	my ($self) = @_;
+	local ($?, $!, $@);
+	$self->quit if $self->{owner} == $$;
+	return;
+}
+
+# Cuts psql's messages into their fields.
+sub _messages
+{
+	my ($err) = @_;
+	my (@all, $field);
+	for my $line (split /\n/, $err)
+	{
+		if ($line =~ /^(?:psql:[^:]*:\d+: )?(DEBUG|LOG|INFO|NOTICE|WARNING|ERROR|FATAL|PANIC):  ([0-9A-Z]{5}): (.*)/)
+		{
+			push @all, { severity => $1, sqlstate => $2, message => $3 };
+			$field = 'message';
+		}
+		elsif (@all && $line =~ /^(DETAIL|HINT|CONTEXT|LOCATION|QUERY|LINE \d+|SCHEMA NAME|TABLE NAME|COLUMN NAME|CONSTRAINT NAME):  ?(.*)/)
+		{
+			$field = lc $1;
+			$all[-1]{$field} = $2;
+		}
+		elsif (@all && $field)
+		{
+			$all[-1]{$field} .= "\n$line";
+		}
+	}
+	my ($error) = grep { $_->{severity} =~ /ERROR|FATAL|PANIC/ } @all;
+	return (
+		notices => [ grep { $_->{severity} !~ /ERROR|FATAL|PANIC/ } @all ],
+		map { $_ => $error ? $error->{$_} : undef } qw(sqlstate message detail hint severity));
+}
+
+1;
