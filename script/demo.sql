@@ -31,9 +31,13 @@ SELECT ids[idx] AS ticket, response, model, cost_usd
   FROM asked, llm_complete_batch(prompts, 'low', model => 'demo-small')
  ORDER BY idx;
 
--- 4. Where would a request go? The decision, without a call.
+-- 4. An outage: the first choice answers 503 to everything. Nobody notices, but the row says what happened.
 
-SELECT rank, provider, model, model_tier, estimated_usd, chosen, reason FROM llm_route('Hello!');
+INSERT INTO llm_models(provider, name, upstream_name, quality) VALUES ('local', 'demo-broken', 'status-503', 99);
+INSERT INTO llm_routing_rules(alias, model, rank) VALUES ('best', 'demo-broken', 10), ('best', 'demo-large', 20);
+UPDATE llm_error_policies SET backoff_ms = 100 WHERE error_class = 'overloaded';
+SELECT response, model, attempts, fallback FROM llm_complete_detail('Still there?', model => 'best');
+DELETE FROM llm_models WHERE name = 'demo-broken';
 
 -- 5. Routing is rows, and rows are transactional: seen by our own next call, by others after COMMIT.
 

@@ -203,9 +203,23 @@ finish_answered(LlmCall *call)
 
 	/* a provider that sends the key back must not show it to the caller */
 	llmgw_mask_key(answer->text.data, answer->text.len, key);
+	if (answer->finish_reason != NULL)
+	{
+		char	   *reason = pstrdup(answer->finish_reason);
+
+		llmgw_mask_key(reason, strlen(reason), key);
+		answer->finish_reason = reason;
+	}
 	for (int i = 0; i < answer->ntool_calls; i++)
-		llmgw_mask_key(answer->tool_calls[i].arguments.data,
-					   answer->tool_calls[i].arguments.len, key);
+	{
+		LlmToolCall *tool = &answer->tool_calls[i];
+
+		llmgw_mask_key(tool->arguments.data, tool->arguments.len, key);
+		if (tool->id != NULL)
+			llmgw_mask_key(tool->id, strlen(tool->id), key);
+		if (tool->name != NULL)
+			llmgw_mask_key(tool->name, strlen(tool->name), key);
+	}
 
 	call->response = answer->text.data;
 	call->finish_reason = answer->finish_reason;

@@ -108,8 +108,7 @@ llmgw_judge(LlmCall *call, const char **message)
 	*message = NULL;
 
 	/* an error status with whatever arrived of its body */
-	if (t->http_status >= 300 &&
-		(t->outcome == LLMGW_HTTP_DONE || t->outcome == LLMGW_HTTP_FAILED_NETWORK))
+	if (t->http_status >= 300)
 	{
 		llmgw_mask_key(t->data, t->len, call->wire.api_key);
 		old = MemoryContextSwitchTo(call->scratch);

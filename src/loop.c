@@ -241,7 +241,8 @@ llmgw_loop_multi(void)
 
 		loop.latch_pos = AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET,
 										   MyLatch, NULL);
-		AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+		if (IsUnderPostmaster)
+			AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
 		AddWaitEventToSet(set, WL_SOCKET_READABLE, loop.epoll_fd, NULL, NULL);
 		loop.wait_set = set;
 	}
@@ -413,6 +414,7 @@ llmgw_loop_turn(LlmInstant until)
 		llmgw_curl_enter(&guard);
 		run_curl(false, now);
 		llmgw_curl_leave(&guard);
+		run_timers(now);
 		return;
 	}
 
