@@ -15,6 +15,7 @@ OBJS = \
 	src/config_check.o \
 	src/config_host.o \
 	src/config_load.o \
+	src/config_refs.o \
 	src/config_rules.o \
 	src/config_seed.o \
 	src/cost.o \

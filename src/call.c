@@ -371,8 +371,11 @@ judge_attempt(LlmCall *call)
 		llmgw_mask_key(copy, strlen(copy), call->wire.api_key);
 		a->message = copy;
 	}
+	/* only where waiting is what helps: other messages may quote anything */
 	info.retry_after_ms = 0;
-	if (t->http_status >= 300)
+	if (t->http_status >= 300 &&
+		(error == LLMGW_RATE_LIMIT || error == LLMGW_OVERLOADED ||
+		 error == LLMGW_SERVER_ERROR))
 	{
 		call->route.candidates[call->current].model->provider->dialect->read_limits(t->headers,
 																					t->data, t->len,
@@ -521,6 +524,17 @@ llmgw_call_start(LlmCall *call, dlist_head *ready_list)
 	return done;
 }
 
+/*
+ * Whether nothing that may still come can change the attempt's outcome.  After
+ * a refusal the stream goes on to say what it cost.
+ */
+static bool
+decided(const LlmAnswer *answer)
+{
+	return answer->ended || (answer->error != LLMGW_OK &&
+							 answer->error != LLMGW_CONTENT_POLICY);
+}
+
 static bool
 on_event(void *arg, const char *name, char *data, size_t len)
 {
@@ -533,7 +547,7 @@ on_event(void *arg, const char *name, char *data, size_t len)
 	dialect->parse_event(&call->wire, name, data, len, &call->answer);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(call->scratch);
-	return call->answer.error == LLMGW_OK && !call->answer.ended;
+	return !decided(&call->answer);
 }
 
 /* Something happened on the attempt's transfer, or its grace is over. */
@@ -546,18 +560,17 @@ advance_sending(LlmCall *call)
 		call->streaming = llmgw_judge_is_stream(t);
 	if (t->len > 0 && call->streaming)
 	{
-		if (!call->answer.ended && call->answer.error == LLMGW_OK)
+		if (!decided(&call->answer))
 			llmgw_sse_feed(&call->parser, t->data, t->len, on_event, call);
 		llmgw_http_consume(t);
 	}
 	if (t->outcome != LLMGW_HTTP_RUNNING)
 	{
-		if (call->streaming && !call->answer.ended &&
-			call->answer.error == LLMGW_OK)
+		if (call->streaming && !decided(&call->answer))
 			llmgw_sse_finish(&call->parser, on_event, call);
 		return judge_attempt(call);
 	}
-	if (call->answer.error != LLMGW_OK)
+	if (decided(&call->answer) && !call->answer.ended)
 		return judge_attempt(call);
 	if (call->answer.ended)
 	{

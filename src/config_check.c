@@ -243,11 +243,13 @@ check_secret(LlmRow *row, const LlmRow *old)
 	llmgw_check_name(row, "name", NAMEDATALEN - 1);
 }
 
-static const struct
+typedef struct Check
 {
 	const char *table;
 	void		(*check) (LlmRow *row, const LlmRow *old);
-}			checks[] =
+} Check;
+
+static const Check checks[] =
 {
 	{"_llm_secrets", check_secret},
 	{"llm_error_policies", llmgw_check_error_policy},
@@ -271,6 +273,8 @@ llmgw_sql_config_row(PG_FUNCTION_ARGS)
 	const char *table;
 	HeapTuple	old = NULL;
 	HeapTuple	new = NULL;
+	LlmRow		row = {0};
+	LlmRow		before = {0};
 
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
 		!TRIGGER_FIRED_BEFORE(trigger->tg_event) ||
@@ -280,7 +284,7 @@ llmgw_sql_config_row(PG_FUNCTION_ARGS)
 				 errmsg("function \"%s\" must be fired before a row is changed",
 						"_llm_config_row")));
 
-	rel = trigger->tg_relation;
+	rel = row.rel = before.rel = trigger->tg_relation;
 	table = RelationGetRelationName(rel);
 	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
 		new = trigger->tg_trigtuple;
@@ -298,15 +302,17 @@ llmgw_sql_config_row(PG_FUNCTION_ARGS)
 		return PointerGetDatum(new ? new : old);
 	}
 
+	row.tuple = new;
+	before.tuple = old;
 	if (new != NULL)
 	{
-		LlmRow		row = {rel, new, NULL};
-		LlmRow		before = {rel, old, NULL};
-
 		for (int i = 0; i < lengthof(checks); i++)
 			if (strcmp(checks[i].table, table) == 0)
 				checks[i].check(&row, old ? &before : NULL);
+		llmgw_refs_check(&row, old ? &before : NULL);
 	}
+	if (old != NULL)
+		llmgw_refs_follow(&before, new ? &row : NULL);
 	new = llmgw_seed_change(rel, old, new);
 	llmgw_config_invalidate(rel);
 	return PointerGetDatum(new ? new : old);
@@ -326,6 +332,7 @@ llmgw_sql_config_truncate(PG_FUNCTION_ARGS)
 				 errmsg("function \"%s\" must be fired before a table is truncated",
 						"_llm_config_truncate")));
 
+	llmgw_refs_truncate(trigger->tg_relation);
 	llmgw_seed_truncate(trigger->tg_relation);
 	llmgw_config_invalidate(trigger->tg_relation);
 	return PointerGetDatum(NULL);

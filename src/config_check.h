@@ -9,6 +9,7 @@
 #define LLMGW_CONFIG_CHECK_H
 
 #include "access/htup.h"
+#include "storage/lockdefs.h"
 #include "utils/relcache.h"
 
 /* config_check.c */
@@ -30,6 +31,9 @@ extern void llmgw_hide_statement(const char *instead, const char *secret);
 
 /* the column of that name; raises 42703 when there is none */
 extern int	llmgw_column_number(Relation rel, const char *name);
+
+/* opens another table of the extension */
+extern Relation llmgw_open_sibling(Relation rel, const char *name, LOCKMODE lockmode);
 
 /* config_seed.c */
 

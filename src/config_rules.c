@@ -64,6 +64,18 @@ llmgw_column_number(Relation rel, const char *name)
 	return 0;					/* keep compiler quiet */
 }
 
+Relation
+llmgw_open_sibling(Relation rel, const char *name, LOCKMODE lockmode)
+{
+	Oid			relid = get_relname_relid(name, RelationGetNamespace(rel));
+
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" of extension \"llm_gateway\" is missing", name)));
+	return table_open(relid, lockmode);
+}
+
 static Datum
 row_value(const LlmRow *row, const char *column, bool *isnull)
 {
@@ -113,6 +125,7 @@ llmgw_reject(const LlmRow *row, const char *column, const char *rule,
 
 		getTypeOutputInfo(type, &output, &varlena);
 		text = llmgw_clean_text(OidOutputFunctionCall(output, value), 200);
+
 		if (type == TEXTOID || type == INTERVALOID)
 			text = psprintf("\"%s\"", text);
 	}
@@ -274,7 +287,7 @@ check_price_tiers(const LlmRow *row)
 {
 	static const char *const prices[] = {"input", "output", "cached_input", "cache_write"};
 	static const char *const hint =
-		"Write it like '[{\"above_tokens\": 200000, \"input\": 2.5, \"output\": 15}]'; cached_input and cache_write are the other prices.";
+	"Write it like '[{\"above_tokens\": 200000, \"input\": 2.5, \"output\": 15}]'; cached_input and cache_write are the other prices.";
 	bool		isnull;
 	Datum		value = row_value(row, "price_tiers", &isnull);
 	JsonbIterator *it;
@@ -385,7 +398,7 @@ void
 llmgw_check_priority(LlmRow *row, const LlmRow *old)
 {
 	static const char *const hint =
-		"A better tier needs more of the budget: premium_above >= standard_above >= economy_above.";
+	"A better tier needs more of the budget: premium_above >= standard_above >= economy_above.";
 	double		premium;
 	double		standard;
 	double		economy;
@@ -443,22 +456,17 @@ llmgw_check_task(LlmRow *row, const LlmRow *old)
 
 /*
  * Whether some provider has a model of that name, written as the argument
- * "model" of a call; also when that cannot be told.
+ * "model" of a call.
  */
 static bool
 model_exists(Relation rules, const char *model)
 {
-	Oid			relid = get_relname_relid("llm_models", RelationGetNamespace(rules));
-	Relation	rel;
-	SysScanDesc scan;
 	LlmRow		row = {0};
+	SysScanDesc scan;
 	bool		found = false;
 
-	if (!OidIsValid(relid))
-		return true;
-	rel = table_open(relid, AccessShareLock);
-	row.rel = rel;
-	scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	row.rel = llmgw_open_sibling(rules, "llm_models", AccessShareLock);
+	scan = systable_beginscan(row.rel, InvalidOid, false, NULL, 0, NULL);
 	while (!found && HeapTupleIsValid(row.tuple = systable_getnext(scan)))
 	{
 		char	   *name = llmgw_row_text(&row, "name");
@@ -467,7 +475,7 @@ model_exists(Relation rules, const char *model)
 			strcmp(model, psprintf("%s/%s", llmgw_row_text(&row, "provider"), name)) == 0;
 	}
 	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
+	table_close(row.rel, AccessShareLock);
 	return found;
 }
 

@@ -24,6 +24,8 @@ typedef struct LlmRow
 	const char *what;			/* what it is, for messages: tier "premium" */
 } LlmRow;
 
+/* config_rules.c */
+
 /* the value of a column as text; NULL when it is NULL */
 extern char *llmgw_row_text(const LlmRow *row, const char *column);
 
@@ -53,5 +55,19 @@ extern void llmgw_check_priority(LlmRow *row, const LlmRow *old);
 extern void llmgw_check_routing_rule(LlmRow *row, const LlmRow *old);
 extern void llmgw_check_task(LlmRow *row, const LlmRow *old);
 extern void llmgw_check_tier(LlmRow *row, const LlmRow *old);
+
+/* config_refs.c */
+
+/* raises 23503 when a name in the row is that of no row of its table */
+extern void llmgw_refs_check(const LlmRow *row, const LlmRow *old);
+
+/*
+ * A row is deleted (new NULL) or changed: rows that refer to it go with it or
+ * are changed, or 23503 is raised.
+ */
+extern void llmgw_refs_follow(const LlmRow *old, const LlmRow *new);
+
+/* the same for a table that is truncated */
+extern void llmgw_refs_truncate(Relation target);
 
 #endif							/* LLMGW_CONFIG_RULES_H */

@@ -35,7 +35,6 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/jsonb.h"
-#include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
@@ -187,22 +186,10 @@ has_tombstone(Relation tombstones, Datum table_name, Jsonb *key)
 	return found;
 }
 
-static Relation
-open_sibling(Relation rel, const char *name)
-{
-	Oid			relid = get_relname_relid(name, RelationGetNamespace(rel));
-
-	if (!OidIsValid(relid))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table \"%s\" of extension \"llm_gateway\" is missing", name)));
-	return table_open(relid, RowExclusiveLock);
-}
-
 static void
 leave_tombstone(Relation rel, const SeedTable *table, const Datum *key)
 {
-	Relation	tombstones = open_sibling(rel, TOMBSTONES);
+	Relation	tombstones = llmgw_open_sibling(rel, TOMBSTONES, RowExclusiveLock);
 	TupleDesc	desc = RelationGetDescr(tombstones);
 	Datum		table_name = CStringGetTextDatum(table->name);
 	Jsonb	   *json = make_key(table, key);
@@ -314,10 +301,10 @@ llmgw_seed_bury(Relation tombstones, HeapTuple tombstone)
 	}
 
 	/*
-	 * Not waiting: another session of a parallel restore may be replacing this
-	 * very seed while it waits for one that we have deleted.
+	 * Not waiting: another session of a parallel restore may be replacing
+	 * this very seed while it waits for one that we have deleted.
 	 */
-	rel = open_sibling(tombstones, table->name);
+	rel = llmgw_open_sibling(tombstones, table->name, RowExclusiveLock);
 	if (delete_seed(rel, table, key, false))
 		llmgw_config_invalidate(rel);
 	table_close(rel, NoLock);

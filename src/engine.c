@@ -19,13 +19,13 @@
 static void
 start_some(LlmRun *run, bool *exhausted)
 {
-	while (!*exhausted && run->in_flight < run->max_in_flight)
+	/* never more than there are descriptors for */
+	int			most = Min(run->max_in_flight, llmgw_loop_max_connections());
+
+	while (!*exhausted && run->in_flight < most)
 	{
 		LlmCall    *call;
 
-		/* out of descriptors: wait until a call in flight gives one back */
-		if (run->in_flight > 0 && llmgw_loop_sockets_left() <= 0)
-			return;
 		CHECK_FOR_INTERRUPTS();
 		call = run->next(run);
 		if (call == NULL)

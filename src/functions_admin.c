@@ -227,7 +227,7 @@ existing_tier(const char *tier)
 static void
 add_model(Adding *adding, const char *name)
 {
-	static const LlmPresetModel unknown = {.tier = "standard", .quality = "50"};
+	static const LlmPresetModel unknown = {NULL, "standard", "50"};
 	const LlmPresetModel *model = NULL;
 	const char *tier;
 	const char *args[10];

@@ -45,11 +45,13 @@ typedef enum Level
 } Level;
 
 /* What each word gives. */
-static const struct
+typedef struct Word
 {
 	const char *word;
 	int			levels;
-}			words[] =
+} Word;
+
+static const Word words[] =
 {
 	{"call", CALL},
 	{"report", REPORT},
@@ -60,13 +62,15 @@ static const struct
  * What each level is.  A kind is a keyword of GRANT.  Objects that begin with
  * _llm_, and the functions of this file, are nobody's.
  */
-static const struct
+typedef struct Privilege
 {
 	Level		level;
 	const char *privileges;
 	const char *kind;
 	const char *name;
-}			privileges[] =
+} Privilege;
+
+static const Privilege privileges[] =
 {
 	{CALL, "EXECUTE", "FUNCTION", "llm_complete"},
 	{CALL, "EXECUTE", "FUNCTION", "llm_complete_detail"},
@@ -201,8 +205,8 @@ change(FunctionCallInfo fcinfo, bool grant)
 	SPI_connect();
 
 	/*
-	 * The right to use the schema is given where it is missing, and never taken
-	 * back: it may be there for other objects.
+	 * The right to use the schema is given where it is missing, and never
+	 * taken back: it may be there for other objects.
 	 */
 	if (grant &&
 		!DatumGetBool(DirectFunctionCall3(has_schema_privilege_id_id,

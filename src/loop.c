@@ -36,6 +36,9 @@
 /* descriptors that are left to PostgreSQL whatever we do */
 #define RESERVED_FDS			96
 
+/* sockets beyond one for each connection: two address families are tried at once */
+#define EXTRA_SOCKETS			32
+
 #define MAX_SOCKET_EVENTS		128
 
 static struct
@@ -129,7 +132,7 @@ llmgw_loop_open_socket(void *clientp, curlsocktype purpose,
 {
 	curl_socket_t fd;
 
-	if (llmgw_loop_sockets_left() <= 0)
+	if (loop.open_sockets >= llmgw_loop_max_connections() + EXTRA_SOCKETS)
 		return CURL_SOCKET_BAD;
 	fd = socket(address->family, address->socktype | SOCK_CLOEXEC,
 				address->protocol);
@@ -155,11 +158,9 @@ llmgw_loop_close_socket(void *clientp, curl_socket_t fd)
 }
 
 int
-llmgw_loop_sockets_left(void)
+llmgw_loop_max_connections(void)
 {
-	int			most = Max(max_safe_fds - RESERVED_FDS, max_safe_fds / 3);
-
-	return most - loop.open_sockets;
+	return Max(max_safe_fds - RESERVED_FDS - EXTRA_SOCKETS, max_safe_fds / 4);
 }
 
 static int
@@ -209,6 +210,10 @@ llmgw_loop_multi(void)
 		curl_multi_setopt(loop.multi, CURLMOPT_SOCKETFUNCTION, on_socket);
 		curl_multi_setopt(loop.multi, CURLMOPT_TIMERFUNCTION, on_curl_timer);
 		curl_multi_setopt(loop.multi, CURLMOPT_PIPELINING, (long) CURLPIPE_MULTIPLEX);
+
+		/* at the limit curl closes an idle connection, or lets a transfer wait */
+		curl_multi_setopt(loop.multi, CURLMOPT_MAX_TOTAL_CONNECTIONS,
+						  (long) llmgw_loop_max_connections());
 	}
 
 	if (loop.epoll_fd < 0)
@@ -259,7 +264,7 @@ llmgw_loop_expect_connections(int n)
 {
 	LlmCurlGuard guard;
 
-	n = Min(n, Max(max_safe_fds - RESERVED_FDS, MIN_WARM_CONNECTIONS));
+	n = Min(n, llmgw_loop_max_connections());
 	if (n <= loop.warm_connections)
 		return;
 	(void) llmgw_loop_multi();

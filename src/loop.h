@@ -113,7 +113,7 @@ extern curl_socket_t llmgw_loop_open_socket(void *clientp, curlsocktype purpose,
 											struct curl_sockaddr *address);
 extern int	llmgw_loop_close_socket(void *clientp, curl_socket_t fd);
 
-/* How many more sockets may be opened now. */
-extern int	llmgw_loop_sockets_left(void);
+/* How many connections this process may have at a time, warm ones included. */
+extern int	llmgw_loop_max_connections(void);
 
 #endif							/* LLMGW_LOOP_H */

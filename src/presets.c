@@ -27,7 +27,10 @@
 
 static const LlmPresetModel openai_models[] =
 {
-	/* name, tier, quality, input, output, cached, window, output, capabilities */
+	/*
+	 * name, tier, quality, input, output, cached, window, output,
+	 * capabilities
+	 */
 	{"gpt-5", "premium", "92", "1.25", "10", "0.125", "400000", "128000", OPENAI_REASONING, 30},
 	{"gpt-5-mini", "standard", "80", "0.25", "2", "0.025", "400000", "128000", OPENAI_REASONING, 10},
 	{"gpt-5-nano", "economy", "60", "0.05", "0.4", "0.005", "400000", "128000", OPENAI_REASONING, 20},

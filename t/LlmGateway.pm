@@ -31,12 +31,14 @@ use warnings;
 use Carp qw(croak);
 use Exporter qw(import);
 use FakeProvider;
+use IO::Select;
+use IO::Socket::INET;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils qw(slurp_file);
 use Test::More;
 use Time::HiRes qw(sleep time);
 
-our @EXPORT_OK = qw($KEY PROMPTLY error_ok gone literal);
+our @EXPORT_OK = qw($KEY PROMPTLY error_ok full_listener gone literal silent_listener);
 
 # What the fake is given as its key: long, and nowhere else to be found.
 our $KEY = 'sk-fake-Vq8zR2mX4tL7wN0bK5yHcD3s';
@@ -58,6 +60,7 @@ $KEY, which is the provider "fake".
     name        of the server
     conf        more lines for postgresql.conf
     initdb      more arguments for initdb, a reference to an array
+    env         what is in the server's environment besides ours, a reference to a hash
     streaming   true: may have standbys
     extension   false: CREATE EXTENSION and what follows it are left to the test
     fake        options of FakeProvider; undef: no fake
@@ -79,7 +82,10 @@ sub new
 		extra => [ '--encoding=UTF8', '--locale=C', @{ $options{initdb} // [] } ]);
 	$node->append_conf('postgresql.conf', "shared_preload_libraries = 'llm_gateway'");
 	$node->append_conf('postgresql.conf', $options{conf}) if $options{conf};
-	$node->start;
+	{
+		local %ENV = (%ENV, %{ $options{env} // {} });
+		$node->start;
+	}
 
 	$self->{fake} = FakeProvider->new(journal => 20000, %{ $options{fake} // {} })
 	  unless exists $options{fake} && !defined $options{fake};
@@ -219,6 +225,20 @@ All that the server has logged.
 
 sub log_text { return slurp_file($_[0]{node}->logfile) }
 
+=head2 no_crash_ok
+
+That no process of the server has crashed, a test of its own.
+
+=cut
+
+sub no_crash_ok
+{
+	my ($self) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	unlike($self->log_text, qr/terminated by signal|exited with exit code [^01]|PANIC:|TRAP:/, 'no process has crashed');
+	return;
+}
+
 =head1 FUNCTIONS
 
 =head2 literal($text)
@@ -283,6 +303,48 @@ sub gone
 		return if $took > ($seconds // $PATIENCE);
 		sleep 0.005;
 	}
+}
+
+=head2 silent_listener, full_listener
+
+A port of 127.0.0.1, as {port}, that lasts as long as the result.  The silent one accepts
+connections (accepted() waits for the next and returns it) and never says anything.  At the full one
+a connection is begun and not accepted; undef where the system does not leave it so.
+
+=cut
+
+sub silent_listener
+{
+	my ($backlog) = @_;
+	my $socket = IO::Socket::INET->new(
+		LocalAddr => '127.0.0.1',
+		Proto     => 'tcp',
+		Listen    => $backlog // 128) or croak "cannot listen: $!";
+	return bless { socket => $socket, port => $socket->sockport }, __PACKAGE__ . '::Listener';
+}
+
+sub full_listener
+{
+	my $self = silent_listener(0);
+	for (1 .. 20)
+	{
+		my $client = IO::Socket::INET->new(
+			PeerAddr => '127.0.0.1',
+			PeerPort => $self->{port},
+			Proto    => 'tcp',
+			Blocking => 0) or return;
+		push @{ $self->{clients} }, $client;
+		return $self unless IO::Select->new($client)->can_write(0.2);
+	}
+	return;
+}
+
+sub LlmGateway::Listener::accepted
+{
+	my ($self) = @_;
+	IO::Select->new($self->{socket})->can_read($PATIENCE) or croak 'nobody connects';
+	push @{ $self->{clients} }, $self->{socket}->accept;
+	return $self->{clients}[-1];
 }
 
 =head1 LlmGateway::Session
