@@ -25,8 +25,8 @@ void
 _PG_init(void)
 {
 	/*
-	 * pg_upgrade loads every library into servers that preload nothing; it only
-	 * wants to know that the file is there.
+	 * pg_upgrade loads every library into servers that preload nothing; it
+	 * only wants to know that the file is there.
 	 */
 	if (IsBinaryUpgrade)
 		return;

@@ -403,7 +403,7 @@ send_attempt(LlmCall *call)
 	LlmHttpRequest *request;
 	LlmInstant	now = llmgw_now();
 	int64		left_ms = call->deadline == LLMGW_NEVER ? 0 :
-		Max((call->deadline - now + 999) / 1000, 1);
+	Max((call->deadline - now + 999) / 1000, 1);
 
 	if (call->first < 0)
 		call->first = call->current;
@@ -540,7 +540,7 @@ on_event(void *arg, const char *name, char *data, size_t len)
 {
 	LlmCall    *call = arg;
 	const LlmDialect *dialect =
-		call->route.candidates[call->current].model->provider->dialect;
+	call->route.candidates[call->current].model->provider->dialect;
 
 	MemoryContext old = MemoryContextSwitchTo(call->scratch);
 

@@ -93,7 +93,8 @@ typedef struct LlmCall
 
 	/* the attempt under way, in a context of its own */
 	MemoryContext attempt_context;
-	MemoryContext scratch;		/* below it: for parsing, reset after each piece */
+	MemoryContext scratch;		/* below it: for parsing, reset after each
+								 * piece */
 	LlmInstant	attempt_started;
 	LlmTransfer *transfer;
 	LlmWireCall wire;

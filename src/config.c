@@ -68,7 +68,7 @@ void
 llmgw_config_pin(LlmConfig *config, MemoryContext context)
 {
 	MemoryContextCallback *callback =
-		MemoryContextAlloc(context, sizeof(MemoryContextCallback));
+	MemoryContextAlloc(context, sizeof(MemoryContextCallback));
 
 	callback->func = unpin_callback;
 	callback->arg = config;

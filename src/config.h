@@ -33,7 +33,8 @@ typedef struct LlmProvider
 {
 	const char *name;
 	const char *kind;
-	const LlmDialect *dialect;	/* NULL: no dialect of that kind in this version */
+	const LlmDialect *dialect;	/* NULL: no dialect of that kind in this
+								 * version */
 	const char *base_url;		/* never NULL if the kind has a default */
 	LlmUrl		url;			/* of base_url */
 	const char *url_problem;	/* why base_url cannot be used; NULL: it can */

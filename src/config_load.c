@@ -82,6 +82,7 @@ static const struct
 	size_t		item_size;
 	RowFn		read;
 }			table_info[LLMGW_NCONFIG_TABLES] =
+
 {
 	[SECRETS] = {"_llm_secrets", sizeof(StoredSecret), read_secret},
 	[TIERS] = {"llm_tiers", sizeof(LlmTier), read_tier},

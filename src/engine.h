@@ -16,10 +16,10 @@ struct LlmRun
 	/* set by the caller */
 	MemoryContext context;		/* in which next() makes its calls */
 	int			max_in_flight;
-	LlmCall    *(*next) (LlmRun *run);	/* the next call, or NULL when there is
-										 * none left */
-	void		(*done) (LlmRun *run, LlmCall *call);	/* takes what it needs and
-														 * frees the call */
+	LlmCall    *(*next) (LlmRun *run);	/* the next call, or NULL when there
+										 * is none left */
+	void		(*done) (LlmRun *run, LlmCall *call);	/* takes what it needs
+														 * and frees the call */
 	void	   *arg;
 
 	/* private to engine.c */

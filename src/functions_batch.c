@@ -35,14 +35,15 @@ typedef struct BatchItem
 	text	   *prompt;			/* NULL: a NULL prompt */
 	int			leader;			/* whose answer it shares; itself: its own */
 	int			followers;		/* rows that still wait for this answer */
-	LlmCall    *call;			/* its own call, from done until its rows are out */
+	LlmCall    *call;			/* its own call, from done until its rows are
+								 * out */
 } BatchItem;
 
 typedef struct Batch
 {
 	const LlmSpec *spec;
 	int			n;
-	BatchItem	   *items;
+	BatchItem  *items;
 	int			started;		/* items before it have been started */
 	int			emitted;		/* rows before it are in the tuplestore */
 	int			cut;			/* answers cut by a token limit */
@@ -150,8 +151,8 @@ emit(Batch *batch)
 	for (; batch->emitted < batch->n; batch->emitted++)
 	{
 		int			i = batch->emitted;
-		BatchItem	   *item = &batch->items[i];
-		BatchItem	   *leader = &batch->items[item->leader];
+		BatchItem  *item = &batch->items[i];
+		BatchItem  *leader = &batch->items[item->leader];
 
 		if (item->prompt == NULL)
 			put_row(batch, i, NULL);
@@ -181,7 +182,7 @@ next_item(LlmRun *run)
 	while (batch->started < batch->n)
 	{
 		int			i = batch->started++;
-		BatchItem	   *item = &batch->items[i];
+		BatchItem  *item = &batch->items[i];
 		LlmCall    *call;
 
 		if (item->prompt == NULL || item->leader != i)
@@ -209,7 +210,7 @@ static void
 done_item(LlmRun *run, LlmCall *call)
 {
 	Batch	   *batch = run->arg;
-	BatchItem	   *item = call->owner;
+	BatchItem  *item = call->owner;
 
 	item->call = call;
 	if (call->error == LLMGW_OK && call->finish_reason != NULL &&

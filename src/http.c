@@ -174,7 +174,7 @@ is_forbidden_address(const struct sockaddr *addr)
 	if (addr->sa_family == AF_INET6)
 	{
 		const struct in6_addr *v6 = &((const struct sockaddr_in6 *) addr)->sin6_addr;
-		static const uint8 aws_metadata[16] = {0xfd, 0, 0x0e, 0xc2, [14] = 2,[15] = 0x54};
+		static const uint8 aws_metadata[16] = {0xfd, 0, 0x0e, 0xc2,[14] = 2,[15] = 0x54};
 
 		if (IN6_IS_ADDR_LINKLOCAL(v6) || memcmp(v6, aws_metadata, 16) == 0)
 			return true;

@@ -151,7 +151,8 @@ extern char *llmgw_http_header(const char *headers, const char *name);
 typedef struct LlmUrl
 {
 	char	   *scheme;			/* "http" or "https" */
-	char	   *host;			/* lower case; an IPv6 address without brackets */
+	char	   *host;			/* lower case; an IPv6 address without
+								 * brackets */
 	int			port;			/* the scheme's default where none is given */
 } LlmUrl;
 

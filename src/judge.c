@@ -101,7 +101,7 @@ llmgw_judge(LlmCall *call, const char **message)
 	LlmTransfer *t = call->transfer;
 	LlmAnswer  *answer = &call->answer;
 	const LlmDialect *dialect =
-		call->route.candidates[call->current].model->provider->dialect;
+	call->route.candidates[call->current].model->provider->dialect;
 	LlmErrorClass transport;
 	MemoryContext old;
 

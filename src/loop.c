@@ -211,7 +211,10 @@ llmgw_loop_multi(void)
 		curl_multi_setopt(loop.multi, CURLMOPT_TIMERFUNCTION, on_curl_timer);
 		curl_multi_setopt(loop.multi, CURLMOPT_PIPELINING, (long) CURLPIPE_MULTIPLEX);
 
-		/* at the limit curl closes an idle connection, or lets a transfer wait */
+		/*
+		 * at the limit curl closes an idle connection, or lets a transfer
+		 * wait
+		 */
 		curl_multi_setopt(loop.multi, CURLMOPT_MAX_TOTAL_CONNECTIONS,
 						  (long) llmgw_loop_max_connections());
 	}

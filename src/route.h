@@ -39,8 +39,8 @@ typedef struct LlmRoute
 	bool		pinned;			/* the caller named a model */
 	int			ncandidates;
 	LlmCandidate *candidates;
-	char	   *unresolved;		/* rules that name no model there is, a line each;
-								 * NULL: none */
+	char	   *unresolved;		/* rules that name no model there is, a line
+								 * each; NULL: none */
 } LlmRoute;
 
 /*

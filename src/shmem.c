@@ -45,8 +45,8 @@
 typedef struct LlmShared
 {
 	pg_atomic_uint64 next_id;	/* the next id to hand out */
-	pg_atomic_uint64 limit;		/* ids below it are covered by the file; 0: not
-								 * set up since the server started */
+	pg_atomic_uint64 limit;		/* ids below it are covered by the file; 0:
+								 * not set up since the server started */
 } LlmShared;
 
 static LlmShared *shared = NULL;
@@ -126,7 +126,7 @@ read_limit(void)
 static void
 write_limit(uint64 limit)
 {
-	char		text[32];
+	char text[	32];
 	int			len = snprintf(text, sizeof(text), UINT64_FORMAT "\n", limit);
 	int			fd;
 
