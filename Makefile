@@ -11,6 +11,7 @@ MODULE_big = llm_gateway
 OBJS = \
 	llm_gateway.o \
 	src/call.o \
+	src/call_end.o \
 	src/config.o \
 	src/config_check.o \
 	src/config_host.o \

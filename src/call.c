@@ -80,16 +80,6 @@ llmgw_call_free(LlmCall *call)
 	MemoryContextDelete(call->context);
 }
 
-int
-llmgw_call_attempts(const LlmCall *call)
-{
-	int			n = 0;
-
-	for (int i = 0; i < call->nattempts; i++)
-		n += call->attempts[i].sent ? 1 : 0;
-	return n;
-}
-
 static LlmAttempt *
 add_attempt(LlmCall *call)
 {
@@ -109,132 +99,6 @@ add_attempt(LlmCall *call)
 	memset(a, 0, sizeof(*a));
 	a->model = call->route.candidates[call->current].model;
 	return a;
-}
-
-/* What every end has in common. */
-static bool
-finish(LlmCall *call, LlmErrorClass error, int sqlstate, const char *message)
-{
-	llmgw_timer_cancel(&call->timer);
-	llmgw_ready_clear(&call->ready);
-	call->state = LLMGW_CALL_DONE;
-	call->error = error;
-	call->sqlstate = sqlstate;
-	call->message = message ? MemoryContextStrdup(call->context, message) : NULL;
-	if (call->started != 0)
-		call->latency_us = llmgw_now() - call->started;
-
-	for (int i = 0; i < call->nattempts; i++)
-	{
-		if (call->attempts[i].cost == LLMGW_COST_UNKNOWN || call->cost == LLMGW_COST_UNKNOWN)
-			call->cost = LLMGW_COST_UNKNOWN;
-		else
-			call->cost += call->attempts[i].cost;
-	}
-	if (call->nattempts > 0)
-		call->model = call->attempts[call->nattempts - 1].model;
-	return true;
-}
-
-void
-llmgw_call_fail(LlmCall *call, LlmErrorClass error, const char *message)
-{
-	finish(call, error, llmgw_error_class_sqlstate(error), message);
-}
-
-/* The call ends with the last attempt's error, whatever went before. */
-static bool
-finish_stopped(LlmCall *call)
-{
-	const LlmAttempt *a = &call->attempts[call->nattempts - 1];
-
-	return finish(call, a->error, llmgw_error_class_sqlstate(a->error),
-				  psprintf("model \"%s\" of provider \"%s\": %s", a->model->name,
-						   a->model->provider->name, a->message));
-}
-
-/*
- * No candidate is left.  When every attempt ended alike, that is the error;
- * otherwise only that all failed can be said.
- */
-static bool
-finish_failed(LlmCall *call)
-{
-	LlmErrorClass error;
-	int			sqlstate;
-
-	if (call->nattempts == 0)
-	{
-		const char *message = "no model can answer this call";
-
-		if (call->spec->config->nproviders == 0)
-			message = "no provider is configured";
-		else if (call->spec->config->nmodels == 0)
-			message = "no model is configured";
-		return finish(call, LLMGW_NO_CANDIDATE,
-					  llmgw_error_class_sqlstate(LLMGW_NO_CANDIDATE), message);
-	}
-
-	error = call->attempts[0].error;
-	sqlstate = llmgw_error_class_sqlstate(error);
-	for (int i = 1; i < call->nattempts; i++)
-	{
-		if (call->attempts[i].error != error)
-			error = LLMGW_ALL_FAILED;
-		if (llmgw_error_class_sqlstate(call->attempts[i].error) != sqlstate)
-			sqlstate = ERRCODE_LLM_ALL_FAILED;
-	}
-	if (call->nattempts == 1)
-		return finish_stopped(call);
-	return finish(call, error, sqlstate,
-				  psprintf("all %d attempts failed, the last one: model \"%s\" of provider \"%s\": %s",
-						   call->nattempts,
-						   call->attempts[call->nattempts - 1].model->name,
-						   call->attempts[call->nattempts - 1].model->provider->name,
-						   call->attempts[call->nattempts - 1].message));
-}
-
-static bool
-finish_answered(LlmCall *call)
-{
-	const LlmAttempt *a = &call->attempts[call->nattempts - 1];
-	const char *key = call->wire.api_key;
-	LlmAnswer  *answer = &call->answer;
-
-	/* a provider that sends the key back must not show it to the caller */
-	llmgw_mask_key(answer->text.data, answer->text.len, key);
-	if (answer->finish_reason != NULL)
-	{
-		char	   *reason = pstrdup(answer->finish_reason);
-
-		llmgw_mask_key(reason, strlen(reason), key);
-		answer->finish_reason = reason;
-	}
-	for (int i = 0; i < answer->ntool_calls; i++)
-	{
-		LlmToolCall *tool = &answer->tool_calls[i];
-
-		llmgw_mask_key(tool->arguments.data, tool->arguments.len, key);
-		if (tool->id != NULL)
-			llmgw_mask_key(tool->id, strlen(tool->id), key);
-		if (tool->name != NULL)
-			llmgw_mask_key(tool->name, strlen(tool->name), key);
-	}
-
-	call->response = answer->text.data;
-	call->finish_reason = answer->finish_reason;
-	call->usage = a->usage;
-	call->tool_calls = llmgw_answer_tool_calls(answer);
-	call->ttft_us = call->transfer->first_byte - call->started;
-	for (int i = 0; i < call->route.ncandidates; i++)
-	{
-		if (call->route.candidates[i].dropped == NULL)
-		{
-			call->fallback = i != call->current;
-			break;
-		}
-	}
-	return finish(call, LLMGW_OK, 0, NULL);
 }
 
 /*
@@ -282,7 +146,7 @@ after_failure(LlmCall *call, LlmErrorClass error, bool timed_out_whole,
 	bool		next = policy->fallback;
 
 	if (timed_out_whole)
-		return finish_stopped(call);
+		return llmgw_call_end_stopped(call);
 
 	/* the server told us what it wants instead: say it that way */
 	if (wants != LLMGW_TOKENS_AUTO && call->wire.token_param != wants)
@@ -331,7 +195,7 @@ after_failure(LlmCall *call, LlmErrorClass error, bool timed_out_whole,
 	}
 
 	if (!next)
-		return finish_stopped(call);
+		return llmgw_call_end_stopped(call);
 	call->current++;
 	call->retries = 0;
 	return try_candidates(call);
@@ -361,7 +225,7 @@ judge_attempt(LlmCall *call)
 	llmgw_timer_cancel(&call->timer);
 
 	if (error == LLMGW_OK)
-		return finish_answered(call);
+		return llmgw_call_end_answered(call);
 
 	/* what is needed of the attempt before its memory goes */
 	if (message != NULL)
@@ -483,10 +347,10 @@ try_candidates(LlmCall *call)
 		a->message = MemoryContextStrdup(call->context, reason);
 		if (!llmgw_config_policy(call->spec->config, LLMGW_AUTH,
 								 c->model->provider->name)->fallback)
-			return finish_stopped(call);
+			return llmgw_call_end_stopped(call);
 	}
 	call->current = Max(call->route.ncandidates - 1, 0);
-	return finish_failed(call);
+	return llmgw_call_end_failed(call);
 }
 
 bool
@@ -606,56 +470,4 @@ llmgw_call_advance(LlmCall *call)
 	}
 	MemoryContextSwitchTo(old);
 	return done;
-}
-
-char *
-llmgw_call_detail(const LlmCall *call)
-{
-	StringInfoData buf;
-
-	initStringInfo(&buf);
-	for (int i = 0; i < call->nattempts; i++)
-	{
-		const LlmAttempt *a = &call->attempts[i];
-
-		if (a->error == LLMGW_OK)
-			continue;
-		appendStringInfo(&buf, "%s%s/%s: %s", buf.len ? "\n" : "",
-						 a->model->provider->name, a->model->name,
-						 llmgw_error_class_name(a->error));
-		if (a->sent)
-			appendStringInfo(&buf, " after " INT64_FORMAT " ms", a->latency_us / 1000);
-		else
-			appendStringInfoString(&buf, ", not tried");
-		appendStringInfo(&buf, ": %s", a->message);
-	}
-	for (int i = 0; i < call->route.ncandidates; i++)
-	{
-		const LlmCandidate *c = &call->route.candidates[i];
-
-		if (c->dropped != NULL)
-			appendStringInfo(&buf, "%s%s/%s: not tried: %s", buf.len ? "\n" : "",
-							 c->model->provider->name, c->model->name, c->dropped);
-	}
-	if (call->route.unresolved != NULL)
-		appendStringInfo(&buf, "%s%s", buf.len ? "\n" : "", call->route.unresolved);
-	return buf.len > 0 ? buf.data : NULL;
-}
-
-const char *
-llmgw_call_hint(const LlmCall *call)
-{
-	if (call->error == LLMGW_NO_CANDIDATE)
-	{
-		if (call->spec->cache == LLMGW_CACHE_ONLY)
-			return "With another value of cache the call is made.";
-		if (call->spec->config->nproviders == 0)
-			return "Add one, for example: SELECT * FROM llm_add_provider('openai');";
-		if (call->spec->config->nmodels == 0)
-			return "Add one: INSERT INTO llm_models(provider, name) VALUES (...);";
-		for (int i = 0; i < call->route.ncandidates; i++)
-			if (call->route.candidates[i].hint != NULL)
-				return call->route.candidates[i].hint;
-	}
-	return llmgw_error_class_hint(call->error);
 }

@@ -151,6 +151,20 @@ extern char *llmgw_call_detail(const LlmCall *call);
 /* HINT of its error; never NULL */
 extern const char *llmgw_call_hint(const LlmCall *call);
 
+/* call_end.c, for call.c: each ends the call and returns true */
+
+/* the last attempt gave the answer */
+extern bool llmgw_call_end_answered(LlmCall *call);
+
+/* the last attempt's error is the call's, whatever went before */
+extern bool llmgw_call_end_stopped(LlmCall *call);
+
+/*
+ * No candidate is left.  When every attempt ended alike, that is the error;
+ * otherwise only that all failed can be said.
+ */
+extern bool llmgw_call_end_failed(LlmCall *call);
+
 /* judge.c */
 
 /*
