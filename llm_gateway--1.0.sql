@@ -117,7 +117,7 @@ CREATE TABLE @extschema@.llm_providers (
     breaker_failures integer NOT NULL DEFAULT 3,
     breaker_window interval NOT NULL DEFAULT '60 s',
     breaker_cooldown interval NOT NULL DEFAULT '30 s',
-    probe boolean NOT NULL DEFAULT true,
+    probe text NOT NULL DEFAULT 'models',
     options jsonb
 );
 REVOKE ALL ON TABLE @extschema@.llm_providers FROM PUBLIC;
@@ -158,7 +158,7 @@ IS 'the time within which those failures must happen';
 COMMENT ON COLUMN @extschema@.llm_providers.breaker_cooldown
 IS 'how long the provider is skipped before it is tried again';
 COMMENT ON COLUMN @extschema@.llm_providers.probe
-IS 'whether it is tried again with a request that costs nothing, before a call is sent to it';
+IS 'how it is asked whether it works: models (its list of models, free), completion (a tiny one), a URL to get, or none';
 COMMENT ON COLUMN @extschema@.llm_providers.options
 IS 'settings of the kind, a JSON object, such as {"stream": false}';
 

@@ -161,7 +161,8 @@ check_base_url(const LlmRow *row, const LlmRow *old, const char *name,
 	refused = llmgw_url_refused(&url, &hint);
 	if (refused != NULL)
 		ereport(superuser() ? WARNING : ERROR,
-				(errcode(superuser() ? ERRCODE_WARNING : ERRCODE_INSUFFICIENT_PRIVILEGE),
+				(errcode(superuser() ? ERRCODE_WARNING :
+						 ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("calls to provider \"%s\" are not allowed: %s", name, refused),
 				 errhint("%s", hint)));
 	else if (written != NULL && !superuser() &&
@@ -174,6 +175,25 @@ check_base_url(const LlmRow *row, const LlmRow *old, const char *name,
 						name, url.host),
 				 errdetail("Only superusers choose a host that llm_gateway.allowed_hosts does not name and no preset has."),
 				 errhint("Let a superuser write this row, or list every host in use: ALTER SYSTEM SET llm_gateway.allowed_hosts = '...'; SELECT pg_reload_conf();")));
+}
+
+/* One of three words, or a URL that the provider may be reached by. */
+static void
+check_probe(const LlmRow *row)
+{
+	char	   *probe = llmgw_row_text(row, "probe");
+	char	   *reason;
+	char	   *hint;
+
+	if (probe == NULL || strcmp(probe, "models") == 0 ||
+		strcmp(probe, "completion") == 0 || strcmp(probe, "none") == 0)
+		return;
+	reason = llmgw_host_refused(probe, &hint);
+	if (reason != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("probe of %s cannot be used: %s", row->what, reason),
+				 errhint("Use models, completion, none, or the URL of a health check.")));
 }
 
 static void
@@ -222,6 +242,8 @@ check_provider(LlmRow *row, const LlmRow *old)
 					"Use a large number for a provider that is never to be skipped.");
 	llmgw_check_span(row, "breaker_window", MAX_SPAN_US);
 	llmgw_check_span(row, "breaker_cooldown", MAX_SPAN_US);
+
+	check_probe(row);
 
 	options = llmgw_row_object(row, "options");
 	if (options != NULL)

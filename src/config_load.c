@@ -338,8 +338,6 @@ read_model(LlmConfig *config, Row *row, void *items, int i)
 	if (m->upstream_name == NULL)
 		m->upstream_name = m->name;
 	m->tier = llmgw_config_tier(config, tier);
-	if (m->provider == NULL || m->tier == NULL)
-		elog(ERROR, "model \"%s\" has no provider or no tier", m->name);
 	m->quality = real_column(row, "quality");
 	m->input_price = price_column(row, "input_price");
 	m->output_price = price_column(row, "output_price");
@@ -519,6 +517,7 @@ llmgw_config_load(const LlmConfigTables *tables)
 	LlmConfig  *config = palloc0(sizeof(LlmConfig));
 	struct LlmProviderPolicy *policies;
 	int			npolicies;
+	int			nmodels = 0;
 
 	config->context = context;
 	config->pins = 1;
@@ -537,6 +536,12 @@ llmgw_config_load(const LlmConfigTables *tables)
 	qsort(config->providers, config->nproviders, sizeof(LlmProvider), cmp_provider);
 	config->models = read_table(config, tables, MODELS, &config->nmodels);
 
+
+	/* a partial restore can leave a model without its provider or tier */
+	for (int i = 0; i < config->nmodels; i++)
+		if (config->models[i].provider != NULL && config->models[i].tier != NULL)
+			config->models[nmodels++] = config->models[i];
+	config->nmodels = nmodels;
 	qsort(config->models, config->nmodels, sizeof(LlmModel), cmp_model);
 	config->rules = read_table(config, tables, RULES, &config->nrules);
 	qsort(config->rules, config->nrules, sizeof(LlmRule), cmp_rule);

@@ -78,7 +78,8 @@ lock_target(Relation rel, const char *name)
 	 */
 	for (int attempt = 0;; attempt++)
 	{
-		SysScanDesc scan = begin_scan(rel, "name", name, attempt % 2 ? NULL : SnapshotSelf);
+		bool		last = attempt % 2 == 1;
+		SysScanDesc scan = begin_scan(rel, "name", name, last ? NULL : SnapshotSelf);
 		HeapTuple	tuple = systable_getnext(scan);
 		TM_Result	result = TM_Deleted;
 		bool		found = HeapTupleIsValid(tuple);
@@ -98,7 +99,7 @@ lock_target(Relation rel, const char *name)
 		/* invisible and self-modified: this very statement wrote it */
 		if (result == TM_Ok || result == TM_Invisible || result == TM_SelfModified)
 			return true;
-		if (!found && attempt % 2)
+		if (!found && last)
 			return false;
 		CHECK_FOR_INTERRUPTS();
 	}

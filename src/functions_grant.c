@@ -114,13 +114,10 @@ run(const char *statement)
 static void
 change_member(const Form_pg_depend member, int levels, const char *role, bool grant)
 {
+	Oid			oid = member->objid;
 	bool		function = member->classid == ProcedureRelationId;
-	char	   *name;
+	char	   *name = function ? get_func_name(oid) : get_rel_name(oid);
 
-	if (function)
-		name = get_func_name(member->objid);
-	else
-		name = get_rel_name(member->objid);
 	if (name == NULL)
 		return;
 
@@ -133,10 +130,13 @@ change_member(const Form_pg_depend member, int levels, const char *role, bool gr
 			(strcmp(privileges[i].kind, "FUNCTION") == 0) != function)
 			continue;
 		if (function)
-			identity = format_procedure_qualified(member->objid);
+			identity = format_procedure_qualified(oid);
 		else
-			identity = quote_qualified_identifier(get_namespace_name(get_rel_namespace(member->objid)),
-												  name);
+		{
+			char	   *schema = get_namespace_name(get_rel_namespace(oid));
+
+			identity = quote_qualified_identifier(schema, name);
+		}
 		run(psprintf("%s %s ON %s %s %s %s", grant ? "GRANT" : "REVOKE",
 					 privileges[i].privileges, privileges[i].kind, identity,
 					 grant ? "TO" : "FROM", role));

@@ -210,6 +210,26 @@ on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 	return fd;
 }
 
+/*
+ * libcurl sends a request again, unasked, when a kept connection dies before
+ * any answer.  The provider may have seen the first one, and charge for both:
+ * whether to try again, and what for, is not libcurl's to decide.
+ */
+static int
+on_request(void *arg, char *primary_ip, char *local_ip, int primary_port,
+		   int local_port)
+{
+	LlmTransfer *t = arg;
+
+	if (!t->requested)
+	{
+		t->requested = true;
+		return CURL_PREREQFUNC_OK;
+	}
+	t->lost_connection = true;
+	return CURL_PREREQFUNC_ABORT;
+}
+
 static LlmHttpOutcome
 outcome_of(const LlmTransfer *t, CURLcode rc)
 {
@@ -250,7 +270,10 @@ on_done(LlmCurlDone *done, CURLcode rc)
 {
 	LlmTransfer *t = (LlmTransfer *) ((char *) done - offsetof(LlmTransfer, done));
 
-	if (rc != CURLE_OK && t->message[0] == '\0')
+	if (t->lost_connection)
+		strlcpy(t->message, "the connection was closed before an answer came",
+				sizeof(t->message));
+	else if (rc != CURLE_OK && t->message[0] == '\0')
 		strlcpy(t->message, curl_easy_strerror(rc), sizeof(t->message));
 	set_outcome(t, outcome_of(t, rc));
 }
@@ -398,6 +421,8 @@ set_options(LlmTransfer *t, const LlmHttpRequest *r)
 	SET(CURLOPT_OPENSOCKETFUNCTION, on_open_socket);
 	SET(CURLOPT_OPENSOCKETDATA, t);
 	SET(CURLOPT_CLOSESOCKETFUNCTION, llmgw_loop_close_socket);
+	SET(CURLOPT_PREREQFUNCTION, on_request);
+	SET(CURLOPT_PREREQDATA, t);
 
 	/* no alarm(), and no waiting for a resolver's thread on cancel */
 	SET(CURLOPT_NOSIGNAL, 1L);
@@ -456,6 +481,7 @@ start_replay(LlmTransfer *t)
 	char		line[256];
 	int			n;
 
+	t->requested = true;
 	t->http_status = t->replay->http_status;
 	n = snprintf(line, sizeof(line), "content-type: %s\n%s",
 				 t->replay->content_type,

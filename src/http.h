@@ -112,6 +112,8 @@ typedef struct LlmTransfer
 	int64		max_response;
 	CURL	   *easy;
 	struct curl_slist *slist;
+	bool		requested;		/* the request went out */
+	bool		lost_connection;	/* and its connection was lost */
 	bool		refused_address;
 	bool		no_socket;
 	bool		no_memory;

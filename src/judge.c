@@ -161,14 +161,7 @@ llmgw_judge_cost(const LlmCall *call, LlmErrorClass error, LlmUsage *usage)
 	if (usage->known)
 		return llmgw_cost(model, usage);
 	memset(usage, 0, sizeof(*usage));
-	if (error != LLMGW_OK &&
-		(t->http_status >= 300 ||
-		 t->outcome == LLMGW_HTTP_FAILED_RESOLVE ||
-		 t->outcome == LLMGW_HTTP_FAILED_CONNECT ||
-		 t->outcome == LLMGW_HTTP_FAILED_TLS ||
-		 t->outcome == LLMGW_HTTP_FAILED_ADDRESS ||
-		 t->outcome == LLMGW_HTTP_TIMEOUT_CONNECT ||
-		 t->outcome == LLMGW_HTTP_FAILED_INTERNAL))
+	if (t->http_status >= 300 || !t->requested)
 		return 0;
 	usage->input = (pg_mbstrlen(call->prompt) +
 					(call->spec->system_prompt ?

@@ -46,14 +46,16 @@ if (my $full = full_listener())
 	push @phases, { name => 'connecting', model => 'm-full', keep => $full };
 }
 my $mute = silent_listener();
-my $hello;
 $gw->add_provider('mute', "https://127.0.0.1:$mute->{port}/v1", { connect_timeout => "'60 s'" });
 $gw->add_models('mute', 'm-mute');
 push @phases,
   {
 	name    => 'agreeing on TLS',
 	model   => 'm-mute',
-	reached => sub { sysread $mute->accepted, $hello, 1 }
+	reached => sub {
+		my $client = $mute->accepted;
+		return sysread $client, my $hello, 1;
+	}
   };
 push @phases,
   {
