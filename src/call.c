@@ -257,6 +257,20 @@ judge_attempt(LlmCall *call)
 	return after_failure(call, error, whole, wants, info.retry_after_ms);
 }
 
+/*
+ * Whether the last attempt may have left a connection behind that is not worth
+ * another one: kept by libcurl, but half closed, or out of step.
+ */
+static bool
+connection_suspect(const LlmCall *call)
+{
+	LlmErrorClass last = call->nattempts > 0 ?
+	call->attempts[call->nattempts - 1].error : LLMGW_OK;
+
+	return last == LLMGW_NETWORK || last == LLMGW_MALFORMED ||
+		last == LLMGW_TIMEOUT;
+}
+
 /* Sends the current candidate's request; its key is already in wire. */
 static bool
 send_attempt(LlmCall *call)
@@ -302,6 +316,7 @@ send_attempt(LlmCall *call)
 		(request->total_ms == 0 || left_ms <= request->total_ms);
 	if (call->deadline_binds)
 		request->total_ms = (int) Min(left_ms, INT_MAX);
+	request->fresh = connection_suspect(call);
 	request->max_response = (int64) llmgw_max_response_size * 1024;
 	request->ca_file = llmgw_ca_file && llmgw_ca_file[0] ? llmgw_ca_file : NULL;
 	request->proxy = llmgw_proxy && llmgw_proxy[0] ? llmgw_proxy : NULL;

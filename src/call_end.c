@@ -14,7 +14,7 @@
 
 /* What every end has in common. */
 static bool
-finish(LlmCall *call, LlmErrorClass error, int sqlstate, const char *message)
+end(LlmCall *call, LlmErrorClass error, int sqlstate, const char *message)
 {
 	llmgw_timer_cancel(&call->timer);
 	llmgw_ready_clear(&call->ready);
@@ -40,7 +40,7 @@ finish(LlmCall *call, LlmErrorClass error, int sqlstate, const char *message)
 void
 llmgw_call_fail(LlmCall *call, LlmErrorClass error, const char *message)
 {
-	finish(call, error, llmgw_error_class_sqlstate(error), message);
+	end(call, error, llmgw_error_class_sqlstate(error), message);
 }
 
 /* The call ends with the last attempt's error, whatever went before. */
@@ -49,9 +49,9 @@ llmgw_call_end_stopped(LlmCall *call)
 {
 	const LlmAttempt *a = &call->attempts[call->nattempts - 1];
 
-	return finish(call, a->error, llmgw_error_class_sqlstate(a->error),
-				  psprintf("model \"%s\" of provider \"%s\": %s", a->model->name,
-						   a->model->provider->name, a->message));
+	return end(call, a->error, llmgw_error_class_sqlstate(a->error),
+			   psprintf("model \"%s\" of provider \"%s\": %s", a->model->name,
+						a->model->provider->name, a->message));
 }
 
 /*
@@ -63,6 +63,8 @@ llmgw_call_end_failed(LlmCall *call)
 {
 	LlmErrorClass error;
 	int			sqlstate;
+	int			sent;
+	const LlmAttempt *last;
 
 	if (call->nattempts == 0)
 	{
@@ -72,8 +74,8 @@ llmgw_call_end_failed(LlmCall *call)
 			message = "no provider is configured";
 		else if (call->spec->config->nmodels == 0)
 			message = "no model is configured";
-		return finish(call, LLMGW_NO_CANDIDATE,
-					  llmgw_error_class_sqlstate(LLMGW_NO_CANDIDATE), message);
+		return end(call, LLMGW_NO_CANDIDATE,
+				   llmgw_error_class_sqlstate(LLMGW_NO_CANDIDATE), message);
 	}
 
 	error = call->attempts[0].error;
@@ -87,12 +89,14 @@ llmgw_call_end_failed(LlmCall *call)
 	}
 	if (call->nattempts == 1)
 		return llmgw_call_end_stopped(call);
-	return finish(call, error, sqlstate,
-				  psprintf("all %d attempts failed, the last one: model \"%s\" of provider \"%s\": %s",
-						   call->nattempts,
-						   call->attempts[call->nattempts - 1].model->name,
-						   call->attempts[call->nattempts - 1].model->provider->name,
-						   call->attempts[call->nattempts - 1].message));
+	last = &call->attempts[call->nattempts - 1];
+	sent = llmgw_call_attempts(call);
+	return end(call, error, sqlstate,
+			   psprintf(sent > 0 ?
+						"all %d attempts failed, the last one: model \"%s\" of provider \"%s\": %s" :
+						"none of %d models could be asked, the last one: model \"%s\" of provider \"%s\": %s",
+						sent > 0 ? sent : call->nattempts,
+						last->model->name, last->model->provider->name, last->message));
 }
 
 bool
@@ -135,7 +139,7 @@ llmgw_call_end_answered(LlmCall *call)
 			break;
 		}
 	}
-	return finish(call, LLMGW_OK, 0, NULL);
+	return end(call, LLMGW_OK, 0, NULL);
 }
 
 int

@@ -434,6 +434,8 @@ set_options(LlmTransfer *t, const LlmHttpRequest *r)
 	SET(CURLOPT_PROXY, r->proxy ? r->proxy : "");
 	SET(CURLOPT_NOPROXY, "");
 	SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
+	if (r->fresh)
+		SET(CURLOPT_FRESH_CONNECT, 1L);
 	if (r->ca_file != NULL)
 		SET(CURLOPT_CAINFO, r->ca_file);
 	SET(CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);

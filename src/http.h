@@ -82,6 +82,7 @@ typedef struct LlmHttpRequest
 	int			idle_ms;
 	int			total_ms;
 	int64		max_response;	/* bytes of body; 0: no limit */
+	bool		fresh;			/* on a new connection, not a kept one */
 	const char *ca_file;		/* NULL: the system's */
 	const char *proxy;			/* NULL: none; never the environment's */
 } LlmHttpRequest;

@@ -40,13 +40,13 @@ drop_reason(const LlmModel *model, const LlmRouteQuery *query, const char **hint
 
 	if (!provider->enabled)
 	{
-		*hint = psprintf("UPDATE llm_providers SET enabled = true WHERE name = %s.",
+		*hint = psprintf("Enable it: UPDATE llm_providers SET enabled = true WHERE name = %s;",
 						 quote_literal_cstr(provider->name));
 		return "the provider is disabled";
 	}
 	if (!model->enabled)
 	{
-		*hint = psprintf("UPDATE llm_models SET enabled = true WHERE provider = %s AND name = %s.",
+		*hint = psprintf("Enable it: UPDATE llm_models SET enabled = true WHERE provider = %s AND name = %s;",
 						 quote_literal_cstr(provider->name),
 						 quote_literal_cstr(model->name));
 		return "the model is disabled";

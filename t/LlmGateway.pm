@@ -343,7 +343,7 @@ sub LlmGateway::Listener::accepted
 {
 	my ($self) = @_;
 	IO::Select->new($self->{socket})->can_read($PATIENCE) or croak 'nobody connects';
-	push @{ $self->{clients} }, $self->{socket}->accept;
+	push @{ $self->{clients} }, scalar $self->{socket}->accept;
 	return $self->{clients}[-1];
 }
 
