@@ -122,6 +122,10 @@ my @cases = (
 $gw->add_models('fake', 'gpt-4o', 'deep-50', 'leak-key-in-answer', map { $_->[0] } @cases);
 $s->run(q{SET llm_gateway.max_response_size = '1MB'});
 
+
+# where a close comes without a word, the next request may be sent before it is seen
+$fake->script('cut', { behaviour => 'cut', headers => { connection => 'close' }, repeat => 'forever' });
+
 for my $case (@cases)
 {
 	my ($model, $sqlstate, $class, $count, $message) = @$case;

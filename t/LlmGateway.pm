@@ -381,6 +381,7 @@ sub new
 		'2>', \$self->{err}, $self->{timer});
 	my $r = $self->run('\set VERBOSITY verbose');
 	croak "cannot connect: $r->{err}" if $r->{lost};
+	$self->{pid} = $self->value('SELECT pg_backend_pid()');
 	return $self;
 }
 
@@ -469,11 +470,7 @@ Of its backend.
 
 =cut
 
-sub pid
-{
-	my ($self) = @_;
-	return $self->{pid} //= $self->value('SELECT pg_backend_pid()');
-}
+sub pid { return $_[0]{pid} }
 
 sub quit
 {
