@@ -34,6 +34,7 @@ OBJS = \
 	src/functions_secret.o \
 	src/guc.o \
 	src/http.o \
+	src/http_url.o \
 	src/judge.o \
 	src/json.o \
 	src/loop.o \

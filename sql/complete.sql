@@ -32,6 +32,21 @@ INSERT INTO llm_models(provider, name, input_price, output_price) VALUES ('mock'
 SELECT model, cost_usd FROM llm_complete_detail('hello', model => 'unpriced');
 SELECT model, cost_usd FROM llm_complete_detail('hello', model => 'free');
 
+-- cached input and sizes of prompts have prices of their own
+UPDATE llm_models SET price_tiers = '[{"above_tokens": 1000, "input": 10, "output": 30}]' WHERE name = 'mock-standard';
+UPDATE llm_providers SET options = '{"input_tokens": 1000, "cached_tokens": 400, "output_tokens": 10}';
+SELECT cost_usd, 600 * 1 / 1e6 + 400 * 0.1 / 1e6 + 10 * 3 / 1e6 AS expected
+FROM llm_complete_detail('hello', model => 'mock-standard');
+UPDATE llm_providers SET options = '{"input_tokens": 1001, "cached_tokens": 400, "output_tokens": 10}';
+SELECT cost_usd, 601 * 10 / 1e6 + 400 * 0.1 / 1e6 + 10 * 30 / 1e6 AS expected
+FROM llm_complete_detail('hello', model => 'mock-standard');
+UPDATE llm_providers SET options = NULL;
+
+-- min_tier: an error rather than a worse answer
+SELECT model FROM llm_complete_detail('hello', min_tier => 'premium');
+SELECT llm_complete('hello', model => 'mock-economy', min_tier => 'standard');
+SELECT error_class, error_message FROM llm_complete_detail('hello', model => 'mock-economy', min_tier => 'standard');
+
 -- cut by a token limit: said, with whose
 SELECT llm_complete('one two three four five six seven eight', max_tokens => 3);
 SELECT finish_reason, output_tokens
@@ -59,8 +74,13 @@ SELECT llm_complete('hi');
 RESET llm_gateway.default_priority;
 SET llm_gateway.tags = '[]';
 SELECT llm_complete('hi');
+
+-- the setting's tags and the argument's, together
+INSERT INTO llm_routing_rules(alias, model, tags) VALUES ('tagged', 'mock-premium', '{"team": "a", "app": "b"}');
 SET llm_gateway.tags = '{"team": "a"}';
-SELECT llm_complete('hi');
+SELECT error_class FROM llm_complete_detail('hi', model => 'tagged');
+SELECT model FROM llm_complete_detail('hi', model => 'tagged', tags => '{"app": "b"}');
+SELECT error_class FROM llm_complete_detail('hi', model => 'tagged', tags => '{"app": "b", "team": "c"}');
 RESET llm_gateway.tags;
 
 -- good ones are accepted

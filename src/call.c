@@ -65,6 +65,7 @@ llmgw_call_create(MemoryContext parent, const LlmSpec *spec, const char *prompt)
 	call->spec = spec;
 	call->prompt = prompt;
 	call->request_id = llmgw_next_request_id();
+	llmgw_config_pin(spec->config, context);
 	call->state = LLMGW_CALL_NEW;
 	call->timer.fn = on_timer;
 	call->ready.owner = call;
@@ -137,7 +138,7 @@ find_key(const LlmProvider *p, const char **key, char **reason)
 
 /* Goes on after a failed attempt, as the policy of its class says. */
 static bool
-after_failure(LlmCall *call, LlmErrorClass error, bool timed_out_whole,
+after_failure(LlmCall *call, LlmErrorClass error, bool timed_out_whole, bool hopeless,
 			  LlmTokenParam wants, int64 retry_after_ms)
 {
 	const LlmModel *model = call->route.candidates[call->current].model;
@@ -148,12 +149,15 @@ after_failure(LlmCall *call, LlmErrorClass error, bool timed_out_whole,
 	if (timed_out_whole)
 		return llmgw_call_end_stopped(call);
 
-	/* the server told us what it wants instead: say it that way */
-	if (wants != LLMGW_TOKENS_AUTO && call->wire.token_param != wants)
+	/* the server told us what it wants instead: say it that way, once */
+	if (wants != LLMGW_TOKENS_AUTO && !call->respelled)
 	{
-		((LlmModel *) model)->token_param = wants;
+		call->respelled = true;
+		call->wire.token_param = wants;
 		return send_attempt(call);
 	}
+	if (hopeless)
+		return llmgw_call_end_stopped(call);
 
 	switch (error)
 	{
@@ -198,6 +202,7 @@ after_failure(LlmCall *call, LlmErrorClass error, bool timed_out_whole,
 		return llmgw_call_end_stopped(call);
 	call->current++;
 	call->retries = 0;
+	call->respelled = false;
 	return try_candidates(call);
 }
 
@@ -211,6 +216,7 @@ judge_attempt(LlmCall *call)
 	const char *message;
 	LlmRateInfo info;
 	bool		whole;
+	bool		hopeless;
 	LlmTokenParam wants;
 	MemoryContext attempt;
 
@@ -225,7 +231,12 @@ judge_attempt(LlmCall *call)
 	llmgw_timer_cancel(&call->timer);
 
 	if (error == LLMGW_OK)
+	{
+		/* it liked these words: begin with them from now on */
+		if (call->respelled)
+			unconstify(LlmModel *, a->model)->token_param = call->wire.token_param;
 		return llmgw_call_end_answered(call);
+	}
 
 	/* what is needed of the attempt before its memory goes */
 	if (message != NULL)
@@ -247,6 +258,7 @@ judge_attempt(LlmCall *call)
 		info.retry_after_ms = Max(info.retry_after_ms, 0);
 	}
 	whole = call->deadline_binds && t->outcome == LLMGW_HTTP_TIMEOUT_TOTAL;
+	hopeless = call->answer.hopeless || t->outcome == LLMGW_HTTP_TOO_LARGE;
 	wants = call->answer.wants_token_param;
 
 	MemoryContextSwitchTo(call->context);
@@ -254,7 +266,7 @@ judge_attempt(LlmCall *call)
 	call->attempt_context = NULL;
 	call->transfer = NULL;
 	MemoryContextDelete(attempt);
-	return after_failure(call, error, whole, wants, info.retry_after_ms);
+	return after_failure(call, error, whole, hopeless, wants, info.retry_after_ms);
 }
 
 /*
@@ -269,6 +281,42 @@ connection_suspect(const LlmCall *call)
 
 	return last == LLMGW_NETWORK || last == LLMGW_MALFORMED ||
 		last == LLMGW_TIMEOUT;
+}
+
+/*
+ * Lets the dialect build the request.  False when the prompt cannot be sent: it
+ * is no text in the database's encoding, or too large as JSON.  That is an
+ * outcome of this call, and must not end a batch with paid answers in it.  What
+ * runs here only computes: there is nothing to clean up but memory.
+ */
+static bool
+build_request(LlmCall *call, const LlmDialect *dialect, LlmHttpRequest *request)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool ok = true;
+
+	PG_TRY();
+	{
+		dialect->build_request(&call->wire, request);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(call->context);
+		error = CopyErrorData();
+		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_DATA_EXCEPTION &&
+			ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_PROGRAM_LIMIT_EXCEEDED)
+			PG_RE_THROW();
+		FlushErrorState();
+		MemoryContextSwitchTo(context);
+		call->message = MemoryContextStrdup(call->context,
+											psprintf("the prompt cannot be sent: %s",
+													 error->message));
+		ok = false;
+	}
+	PG_END_TRY();
+	return ok;
 }
 
 /* Sends the current candidate's request; its key is already in wire. */
@@ -297,7 +345,8 @@ send_attempt(LlmCall *call)
 	call->wire.base_url = p->base_url;
 	call->wire.options = p->options;
 	call->wire.model = model->upstream_name;
-	call->wire.token_param = model->token_param;
+	if (!call->respelled)
+		call->wire.token_param = model->token_param;
 	call->wire.stream = p->stream;
 	call->wire.system_prompt = spec->system_prompt;
 	call->wire.prompt = call->prompt;
@@ -307,7 +356,14 @@ send_attempt(LlmCall *call)
 	call->wire.params = spec->params;
 
 	request = palloc0(sizeof(LlmHttpRequest));
-	p->dialect->build_request(&call->wire, request);
+	if (!build_request(call, p->dialect, request))
+	{
+		LlmAttempt *a = add_attempt(call);
+
+		a->error = LLMGW_INVALID_REQUEST;
+		a->message = call->message;
+		return llmgw_call_end_stopped(call);
+	}
 	request->connect_ms = p->connect_ms;
 	request->first_byte_ms = model->first_byte_ms >= 0 ? model->first_byte_ms : p->first_byte_ms;
 	request->idle_ms = p->idle_ms;
@@ -321,10 +377,11 @@ send_attempt(LlmCall *call)
 	request->ca_file = llmgw_ca_file && llmgw_ca_file[0] ? llmgw_ca_file : NULL;
 	request->proxy = llmgw_proxy && llmgw_proxy[0] ? llmgw_proxy : NULL;
 
-	llmgw_answer_init(&call->answer);
+	llmgw_answer_init(&call->answer, call->wire.api_key);
 	llmgw_sse_init(&call->parser, p->dialect->framing);
 	call->streaming = false;
 	call->timer.at = 0;
+	call->first_content = 0;
 	call->attempt_started = now;
 	call->state = LLMGW_CALL_SENDING;
 	call->transfer = llmgw_http_start(call->attempt_context, request,
@@ -383,6 +440,7 @@ llmgw_call_start(LlmCall *call, dlist_head *ready_list)
 
 	query.model = spec->model;
 	query.task = spec->task;
+	query.min_tier = spec->min_tier;
 	query.role = spec->role;
 	query.tags = spec->tags;
 	query.max_tokens = spec->max_tokens;
@@ -410,7 +468,7 @@ llmgw_call_start(LlmCall *call, dlist_head *ready_list)
 static bool
 decided(const LlmAnswer *answer)
 {
-	return answer->ended || (answer->error != LLMGW_OK &&
+	return answer->ended || (answer->error != LLMGW_OK && !answer->hopeless &&
 							 answer->error != LLMGW_CONTENT_POLICY);
 }
 
@@ -441,6 +499,8 @@ advance_sending(LlmCall *call)
 	{
 		if (!decided(&call->answer))
 			llmgw_sse_feed(&call->parser, t->data, t->len, on_event, call);
+		if (call->first_content == 0 && call->answer.text.len > 0)
+			call->first_content = t->last_byte;
 		llmgw_http_consume(t);
 	}
 	if (t->outcome != LLMGW_HTTP_RUNNING)

@@ -84,6 +84,8 @@ typedef struct LlmCall
 	int			current;		/* candidate being tried */
 	int			first;			/* the first that was tried; -1: none yet */
 	int			retries;		/* of the current candidate */
+	bool		respelled;		/* the current candidate was asked again in
+								 * the words that it wanted */
 	int			smallest_window;	/* that a prompt was too long for; 0: none */
 	LlmInstant	started;
 	LlmInstant	deadline;
@@ -101,6 +103,7 @@ typedef struct LlmCall
 	LlmEventParser parser;
 	LlmAnswer	answer;
 	bool		streaming;		/* the body is a stream of events */
+	LlmInstant	first_content;	/* when its first words came; 0: not yet */
 	bool		deadline_binds; /* its total time-out is the call's deadline */
 
 	/* past attempts */
@@ -118,7 +121,6 @@ typedef struct LlmCall
 	LlmUsage	usage;
 	Jsonb	   *tool_calls;
 	bool		fallback;
-	bool		cached;			/* shares another call's answer */
 	LlmNano		estimate;
 	LlmNano		cost;			/* of all attempts */
 	int64		latency_us;

@@ -64,13 +64,20 @@ llmgw_call_end_failed(LlmCall *call)
 	LlmErrorClass error;
 	int			sqlstate;
 	int			sent;
+	const char *said;
 	const LlmAttempt *last;
 
 	if (call->nattempts == 0)
 	{
 		const char *message = "no model can answer this call";
 
-		if (call->spec->config->nproviders == 0)
+		if (call->route.unknown_model)
+			message = psprintf("model \"%s\" does not exist", call->spec->model);
+		else if (call->route.below_tier)
+			return end(call, LLMGW_BUDGET, llmgw_error_class_sqlstate(LLMGW_BUDGET),
+					   psprintf("no model of tier \"%s\" or better can answer this call",
+								call->spec->min_tier->name));
+		else if (call->spec->config->nproviders == 0)
 			message = "no provider is configured";
 		else if (call->spec->config->nmodels == 0)
 			message = "no model is configured";
@@ -89,13 +96,18 @@ llmgw_call_end_failed(LlmCall *call)
 	}
 	if (call->nattempts == 1)
 		return llmgw_call_end_stopped(call);
-	last = &call->attempts[call->nattempts - 1];
 	sent = llmgw_call_attempts(call);
+	for (last = &call->attempts[call->nattempts - 1]; sent > 0 && !last->sent;)
+		last--;
+	if (sent == 0)
+		said = psprintf("none of %d models could be asked, the last one: ",
+						call->nattempts);
+	else if (sent == 1)
+		said = "the only attempt failed: ";
+	else
+		said = psprintf("all %d attempts failed, the last one: ", sent);
 	return end(call, error, sqlstate,
-			   psprintf(sent > 0 ?
-						"all %d attempts failed, the last one: model \"%s\" of provider \"%s\": %s" :
-						"none of %d models could be asked, the last one: model \"%s\" of provider \"%s\": %s",
-						sent > 0 ? sent : call->nattempts,
+			   psprintf("%smodel \"%s\" of provider \"%s\": %s", said,
 						last->model->name, last->model->provider->name, last->message));
 }
 
@@ -130,7 +142,8 @@ llmgw_call_end_answered(LlmCall *call)
 	call->finish_reason = answer->finish_reason;
 	call->usage = a->usage;
 	call->tool_calls = llmgw_answer_tool_calls(answer);
-	call->ttft_us = call->transfer->first_byte - call->started;
+	call->ttft_us = (call->first_content != 0 ? call->first_content :
+					 call->transfer->first_byte) - call->started;
 	for (int i = 0; i < call->route.ncandidates; i++)
 	{
 		if (call->route.candidates[i].dropped == NULL)
@@ -189,6 +202,8 @@ llmgw_call_detail(const LlmCall *call)
 const char *
 llmgw_call_hint(const LlmCall *call)
 {
+	if (call->error == LLMGW_BUDGET && call->route.below_tier)
+		return "Give a lower min_tier, or add a better model to the rules.";
 	if (call->error == LLMGW_NO_CANDIDATE)
 	{
 		if (call->spec->cache == LLMGW_CACHE_ONLY)

@@ -87,7 +87,7 @@ llmgw_config_get(void)
 	 * Read until no invalidation came meanwhile (opening a table accepts
 	 * them).  Which tables is settled first, so that one of theirs counts.
 	 */
-	for (;;)
+	for (int round = 0;; round++)
 	{
 		uint64		before;
 		LlmConfig  *fresh;
@@ -98,11 +98,15 @@ llmgw_config_get(void)
 		if (current != NULL)
 			unpin(current);
 		current = fresh;
-		if (before == invalidations)
-		{
-			valid = true;
+		valid = before == invalidations;
+
+		/*
+		 * What was read is one consistent moment in any case.  Where
+		 * everything is invalidated all the time, it is this call's, and the
+		 * next call reads again.
+		 */
+		if (valid || round == 2)
 			return current;
-		}
 		CHECK_FOR_INTERRUPTS();
 	}
 }

@@ -61,6 +61,16 @@ typedef struct LlmTier
 	const char *notice;			/* may be NULL */
 } LlmTier;
 
+/* Prices of a request with more input tokens than that; unknown: the model's. */
+typedef struct LlmPriceTier
+{
+	int64		above_tokens;
+	LlmPrice	input_price;
+	LlmPrice	output_price;
+	LlmPrice	cached_input_price;
+	LlmPrice	cache_write_price;
+} LlmPriceTier;
+
 typedef struct LlmModel
 {
 	const LlmProvider *provider;
@@ -72,6 +82,8 @@ typedef struct LlmModel
 	LlmPrice	output_price;
 	LlmPrice	cached_input_price;
 	LlmPrice	cache_write_price;
+	int			nprice_tiers;
+	LlmPriceTier *price_tiers;	/* by above_tokens */
 	int			context_window; /* tokens; 0: unknown */
 	int			max_output_tokens;	/* 0: unknown */
 	int			ncapabilities;	/* -1: unknown */
@@ -122,6 +134,7 @@ typedef struct LlmConfig
 {
 	MemoryContext context;
 	int			pins;			/* calls that use it, plus one for the cache */
+	uint64		generation;		/* no other configuration has the same */
 	Oid			extension;
 	Oid			schema;
 

@@ -99,6 +99,8 @@ static StoredSecret *secrets;
 static int	nsecrets;
 static Snapshot snapshot;
 
+static uint64 generations = 0;
+
 static Oid
 extension_schema(Oid extension)
 {
@@ -231,16 +233,64 @@ jsonb_column(Row *row, const char *name)
 }
 
 static LlmPrice
+price_of(Datum value)
+{
+	value = DirectFunctionCall2(numeric_mul, value,
+								NumericGetDatum(int64_to_numeric(INT64CONST(1000000000))));
+	return DatumGetInt64(DirectFunctionCall1(numeric_int8, value));
+}
+
+static LlmPrice
 price_column(Row *row, const char *name)
 {
 	bool		isnull;
 	Datum		value = column(row, name, &isnull);
 
-	if (isnull)
+	return isnull ? LLMGW_PRICE_UNKNOWN : price_of(value);
+}
+
+static LlmPrice
+price_member(JsonbContainer *c, const char *name)
+{
+	JsonbValue	v;
+
+	if (!llmgw_json_get(c, &v, name, NULL) || v.type != jbvNumeric)
 		return LLMGW_PRICE_UNKNOWN;
-	value = DirectFunctionCall2(numeric_mul, value,
-								NumericGetDatum(int64_to_numeric(INT64CONST(1000000000))));
-	return DatumGetInt64(DirectFunctionCall1(numeric_int8, value));
+	return price_of(NumericGetDatum(v.val.numeric));
+}
+
+static int
+cmp_price_tier(const void *a, const void *b)
+{
+	int64		x = ((const LlmPriceTier *) a)->above_tokens;
+	int64		y = ((const LlmPriceTier *) b)->above_tokens;
+
+	return x < y ? -1 : (x > y ? 1 : 0);
+}
+
+/* price_tiers: [{"above_tokens": 200000, "input": 6, ...}, ...] */
+static void
+read_price_tiers(Row *row, LlmModel *m)
+{
+	Jsonb	   *tiers = jsonb_column(row, "price_tiers");
+	int			n = tiers && JB_ROOT_IS_ARRAY(tiers) ? JB_ROOT_COUNT(tiers) : 0;
+
+	m->price_tiers = palloc0(sizeof(LlmPriceTier) * Max(n, 1));
+	for (int i = 0; i < n; i++)
+	{
+		JsonbValue *v = getIthJsonbValueFromContainer(&tiers->root, i);
+		LlmPriceTier *tier = &m->price_tiers[m->nprice_tiers];
+
+		if (v->type != jbvBinary ||
+			!llmgw_json_get_int(v->val.binary.data, &tier->above_tokens, "above_tokens", NULL))
+			continue;
+		tier->input_price = price_member(v->val.binary.data, "input");
+		tier->output_price = price_member(v->val.binary.data, "output");
+		tier->cached_input_price = price_member(v->val.binary.data, "cached_input");
+		tier->cache_write_price = price_member(v->val.binary.data, "cache_write");
+		m->nprice_tiers++;
+	}
+	qsort(m->price_tiers, m->nprice_tiers, sizeof(LlmPriceTier), cmp_price_tier);
 }
 
 static void
@@ -343,6 +393,7 @@ read_model(LlmConfig *config, Row *row, void *items, int i)
 	m->output_price = price_column(row, "output_price");
 	m->cached_input_price = price_column(row, "cached_input_price");
 	m->cache_write_price = price_column(row, "cache_write_price");
+	read_price_tiers(row, m);
 	m->context_window = int_column(row, "context_window", 0);
 	m->max_output_tokens = int_column(row, "max_output_tokens", 0);
 	m->first_byte_ms = ms_column(row, "first_byte_timeout", -1);
@@ -521,6 +572,7 @@ llmgw_config_load(const LlmConfigTables *tables)
 
 	config->context = context;
 	config->pins = 1;
+	config->generation = ++generations;
 	config->extension = tables->extension;
 	config->schema = tables->schema;
 

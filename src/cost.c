@@ -24,17 +24,34 @@ LlmNano
 llmgw_cost(const LlmModel *model, const LlmUsage *usage)
 {
 	LlmPrice	in = model->input_price;
-	LlmPrice	cached = model->cached_input_price >= 0 ? model->cached_input_price : in;
-	LlmPrice	write = model->cache_write_price >= 0 ? model->cache_write_price : in;
+	LlmPrice	out = model->output_price;
+	LlmPrice	cached = model->cached_input_price;
+	LlmPrice	write = model->cache_write_price;
 	int64		plain = Max(usage->input - usage->cached_input - usage->cache_write, 0);
 	int128		sum;
 
-	if (in < 0 || (model->output_price < 0 && usage->output > 0))
+	/* a size tier prices the whole request; the largest that applies wins */
+	for (int i = 0; i < model->nprice_tiers; i++)
+	{
+		const LlmPriceTier *tier = &model->price_tiers[i];
+
+		if (usage->input <= tier->above_tokens)
+			break;
+		in = tier->input_price >= 0 ? tier->input_price : in;
+		out = tier->output_price >= 0 ? tier->output_price : out;
+		cached = tier->cached_input_price >= 0 ? tier->cached_input_price : cached;
+		write = tier->cache_write_price >= 0 ? tier->cache_write_price : write;
+	}
+	if (in < 0 || (out < 0 && usage->output > 0))
 		return LLMGW_COST_UNKNOWN;
+	if (cached < 0)
+		cached = in;
+	if (write < 0)
+		write = in;
 	sum = (int128) plain * in + (int128) usage->cached_input * cached +
 		(int128) usage->cache_write * write;
 	if (usage->output > 0)
-		sum += (int128) usage->output * model->output_price;
+		sum += (int128) usage->output * out;
 	return (LlmNano) ((sum + TOKENS_PER_PRICE / 2) / TOKENS_PER_PRICE);
 }
 

@@ -64,9 +64,10 @@ llmgw_dialect_kinds(void)
 }
 
 void
-llmgw_answer_init(LlmAnswer *answer)
+llmgw_answer_init(LlmAnswer *answer, const char *api_key)
 {
 	memset(answer, 0, sizeof(*answer));
+	answer->api_key = api_key;
 	initStringInfo(&answer->text);
 }
 
@@ -77,6 +78,16 @@ llmgw_answer_fail(LlmAnswer *answer, LlmErrorClass class, const char *message)
 		return;
 	answer->error = class;
 	answer->message = MemoryContextStrdup(llmgw_answer_context(answer), message);
+}
+
+char *
+llmgw_answer_clean(const LlmAnswer *answer, const char *text, size_t max_bytes)
+{
+	char	   *copy = pstrdup(text);
+
+	/* before the text is cut: half a key is a leak too */
+	llmgw_mask_key(copy, strlen(copy), answer->api_key);
+	return llmgw_clean_text(copy, max_bytes);
 }
 
 Jsonb *

@@ -95,6 +95,8 @@ typedef struct LlmAnswer
 	int			ntool_calls;
 	LlmToolCall *tool_calls;
 
+	const char *api_key;		/* masked in all that is shown; may be NULL */
+	bool		hopeless;		/* an error that trying again cannot change */
 	LlmErrorClass error;
 	char	   *message;		/* what the provider said, cleaned; NULL:
 								 * nothing */
@@ -168,8 +170,15 @@ extern const LlmDialect *llmgw_dialect_find(const char *kind);
 /* the kinds there are, for messages: "openai, mock" */
 extern const char *llmgw_dialect_kinds(void);
 
-/* sets text to an empty buffer in the current context and the rest to zero */
-extern void llmgw_answer_init(LlmAnswer *answer);
+/*
+ * Sets text to an empty buffer in the current context and the rest to zero.  The
+ * key must live as long as the answer.
+ */
+extern void llmgw_answer_init(LlmAnswer *answer, const char *api_key);
+
+/* Text from the provider, palloc'd, the key masked, then as llmgw_clean_text(). */
+extern char *llmgw_answer_clean(const LlmAnswer *answer, const char *text,
+								size_t max_bytes);
 
 /* the context that the answer's parts live in */
 #define llmgw_answer_context(answer)	GetMemoryChunkContext((answer)->text.data)

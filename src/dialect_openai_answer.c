@@ -150,7 +150,7 @@ read_error_body(JsonbContainer *root, bool any_shape, ErrorBody *e)
 
 /* The beginning of bytes from the wire, as one clean line. */
 static char *
-excerpt(const char *bytes, size_t len)
+excerpt(const LlmAnswer *answer, const char *bytes, size_t len)
 {
 	size_t		n = Min(len, MAX_EXCERPT * 4);
 	char	   *str;
@@ -163,7 +163,7 @@ excerpt(const char *bytes, size_t len)
 		for (char *c = str; *c; c++)
 			*c = IS_HIGHBIT_SET(*c) ? '?' : *c;
 	}
-	str = llmgw_clean_text(str, MAX_EXCERPT);
+	str = llmgw_answer_clean(answer, str, MAX_EXCERPT);
 	return *str ? str : psprintf("%zu bytes that are no text", len);
 }
 
@@ -216,14 +216,14 @@ llmgw_openai_read_error(const LlmWireCall *call, int http_status,
 	else if (doc != NULL && read_error_body(&doc->root, true, &e) &&
 			 e.words.message != NULL)
 		message = psprintf("HTTP %d: %s", http_status,
-						   llmgw_clean_text(e.words.message, MAX_MESSAGE));
+						   llmgw_answer_clean(answer, e.words.message, MAX_MESSAGE));
 	else if (start == end)
 		message = psprintf("HTTP %d (empty body)", http_status);
 	else if (*start == '<')
 		message = psprintf("HTTP %d (HTML body)", http_status);
 	else
 	{
-		char	   *text = excerpt(start, end - start);
+		char	   *text = excerpt(answer, start, end - start);
 
 		message = psprintf("HTTP %d: %s", http_status, text);
 		if (doc == NULL)
@@ -251,7 +251,7 @@ read_embedded_error(JsonbContainer *root, bool any_shape, LlmAnswer *answer)
 	msg = e.words.message;
 	if (msg == NULL)
 		msg = e.words.code ? e.words.code : "without a message";
-	msg = llmgw_clean_text(msg, MAX_MESSAGE);
+	msg = llmgw_answer_clean(answer, msg, MAX_MESSAGE);
 	llmgw_answer_fail(answer, llmgw_error_classify(e.status, &e.words),
 					  e.status ? psprintf("error %d in the answer: %s", e.status, msg) :
 					  psprintf("error in the answer: %s", msg));
@@ -441,6 +441,25 @@ append_tool_calls(JsonbContainer *message, bool streamed, LlmAnswer *answer)
 	}
 }
 
+/*
+ * Reasons to finish that say that the answer is not what was asked for: Azure's
+ * filter (and OpenAI's), Zhipu's, DeepSeek's, OpenRouter's.
+ */
+static const struct
+{
+	const char *reason;
+	LlmErrorClass error;
+	const char *message;
+}			failed_ends[] =
+
+{
+	{"content_filter", LLMGW_CONTENT_POLICY, "the provider's content filter stopped the answer"},
+	{"sensitive", LLMGW_CONTENT_POLICY, "the provider's content filter stopped the answer"},
+	{"insufficient_system_resource", LLMGW_OVERLOADED, "the provider ran out of resources in the middle of the answer"},
+	{"network_error", LLMGW_SERVER_ERROR, "the provider failed in the middle of the answer"},
+	{"error", LLMGW_SERVER_ERROR, "the provider failed in the middle of the answer"},
+};
+
 /* The end of an answer turns a refusal into an error. */
 static void
 end_choice(LlmAnswer *answer)
@@ -448,11 +467,14 @@ end_choice(LlmAnswer *answer)
 	answer->complete = true;
 	if (answer->refusal != NULL)
 		llmgw_answer_fail(answer, LLMGW_CONTENT_POLICY,
-						  llmgw_clean_text(answer->refusal, MAX_MESSAGE));
-	else if (answer->finish_reason != NULL &&
-			 strcmp(answer->finish_reason, "content_filter") == 0)
-		llmgw_answer_fail(answer, LLMGW_CONTENT_POLICY,
-						  "the provider's content filter stopped the answer");
+						  llmgw_answer_clean(answer, answer->refusal, MAX_MESSAGE));
+	else if (answer->finish_reason != NULL)
+	{
+		for (int i = 0; i < lengthof(failed_ends); i++)
+			if (strcmp(answer->finish_reason, failed_ends[i].reason) == 0)
+				llmgw_answer_fail(answer, failed_ends[i].error,
+								  failed_ends[i].message);
+	}
 }
 
 static void
@@ -474,7 +496,7 @@ read_choice(JsonbContainer *choice, bool streamed, LlmAnswer *answer)
 
 	if (reason != NULL && *reason != '\0')
 		answer->finish_reason = MemoryContextStrdup(llmgw_answer_context(answer),
-													llmgw_clean_text(reason, 60));
+													llmgw_answer_clean(answer, reason, 60));
 	if (!streamed || (reason != NULL && *reason != '\0'))
 		end_choice(answer);
 }
@@ -520,9 +542,10 @@ llmgw_openai_parse_response(const LlmWireCall *call, const char *body,
 	answer->ended = true;
 	if (doc == NULL)
 	{
+		answer->hopeless = reason == llmgw_json_unfit;
 		llmgw_answer_fail(answer, LLMGW_MALFORMED,
 						  len == 0 ? "the answer is empty" :
-						  psprintf("the answer is %s: \"%s\"", reason, excerpt(body, len)));
+						  psprintf("the answer is %s: \"%s\"", reason, excerpt(answer, body, len)));
 		return;
 	}
 	read_usage(&doc->root, answer);
@@ -551,11 +574,19 @@ llmgw_openai_parse_event(const LlmWireCall *call, const char *name,
 		return;
 	if (len == 6 && memcmp(data, "[DONE]", 6) == 0)
 	{
+		/*
+		 * Without a reason to finish it proves little: gateways send it too
+		 * when what they relay was cut.  The usage, which comes last, then
+		 * does.
+		 */
 		answer->ended = true;
-		if (answer->has_content)
-			end_choice(answer);
-		else
+		if (!answer->has_content)
 			llmgw_answer_fail(answer, LLMGW_MALFORMED, "the stream ended without an answer");
+		else if (answer->finish_reason == NULL && !answer->usage.known)
+			llmgw_answer_fail(answer, LLMGW_MALFORMED,
+							  "the stream ended without a reason to finish");
+		else
+			end_choice(answer);
 		return;
 	}
 
@@ -564,11 +595,14 @@ llmgw_openai_parse_event(const LlmWireCall *call, const char *name,
 	{
 		if (is_error)
 			llmgw_answer_fail(answer, LLMGW_SERVER_ERROR,
-							  psprintf("error in the answer: %s", excerpt(data, len)));
+							  psprintf("error in the answer: %s", excerpt(answer, data, len)));
 		else
+		{
+			answer->hopeless = doc == NULL && reason == llmgw_json_unfit;
 			llmgw_answer_fail(answer, LLMGW_MALFORMED,
 							  psprintf("an event of the stream is %s", doc ?
 									   "no JSON object" : reason));
+		}
 		return;
 	}
 

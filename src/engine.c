@@ -60,6 +60,14 @@ drive(LlmRun *run)
 			if (llmgw_call_advance(call))
 			{
 				run->in_flight--;
+
+				/*
+				 * As the run dies out, let its connections go, too: hundreds
+				 * of idle ones would leave other features of the server
+				 * without descriptors.
+				 */
+				if (exhausted)
+					llmgw_loop_expect_connections(run->in_flight);
 				run->done(run, call);
 			}
 		}
@@ -83,6 +91,7 @@ llmgw_engine_run(LlmRun *run)
 	PG_CATCH();
 	{
 		MemoryContextReset(run->context);
+		llmgw_loop_expect_connections(0);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();

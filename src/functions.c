@@ -167,11 +167,11 @@ llmgw_detail_row(const LlmCall *call, Datum *values, bool *nulls)
 	put_money(values, nulls, i++, call->cost);
 	put_int(values, nulls, i++, true, call->latency_us / 1000);
 	put_int(values, nulls, i++, call->ttft_us >= 0, call->ttft_us / 1000);
-	put_int(values, nulls, i++, true, call->cached ? 0 : llmgw_call_attempts(call));
+	put_int(values, nulls, i++, true, llmgw_call_attempts(call));
 	nulls[i] = false;
 	values[i++] = BoolGetDatum(call->fallback);
 	nulls[i] = false;
-	values[i++] = BoolGetDatum(call->cached);
+	values[i++] = BoolGetDatum(false);	/* cached */
 	nulls[i++] = true;			/* degraded: nothing was dropped */
 	nulls[i++] = true;			/* notice: not downgraded */
 	nulls[i] = call->tool_calls == NULL;

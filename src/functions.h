@@ -34,8 +34,20 @@ enum
 	LLMGW_NCOMMON_ARGS
 };
 
-/* the columns of DETAIL */
+/* the columns of DETAIL, and those of them that somebody needs by name */
 #define LLMGW_NDETAIL	24
+
+enum
+{
+	LLMGW_DETAIL_INPUT_TOKENS = 7,
+	LLMGW_DETAIL_REASONING_TOKENS = 10,
+	LLMGW_DETAIL_ESTIMATED_USD = 11,
+	LLMGW_DETAIL_COST_USD = 12,
+	LLMGW_DETAIL_ATTEMPTS = 15,
+	LLMGW_DETAIL_CACHED = 17,
+	LLMGW_DETAIL_ERROR_CLASS = 21,
+	LLMGW_DETAIL_REQUEST_ID = 23
+};
 
 /* functions_args.c */
 

@@ -180,10 +180,12 @@ read_params(FunctionCallInfo fcinfo)
 	return params;
 }
 
+/* The setting's tags, and over them the argument's. */
 static Jsonb *
 read_tags(FunctionCallInfo fcinfo)
 {
-	Jsonb	   *tags;
+	Jsonb	   *tags = NULL;
+	Jsonb	   *all = NULL;
 
 	if (!PG_ARGISNULL(LLMGW_ARG_TAGS))
 	{
@@ -193,17 +195,13 @@ read_tags(FunctionCallInfo fcinfo)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("tags must be a JSON object"),
 					 errhint("For example tags => '{\"team\": \"search\"}'.")));
-		return tags;
 	}
-	if (llmgw_tags == NULL || llmgw_tags[0] == '\0')
-		return NULL;
-	tags = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(llmgw_tags)));
-	if (!JB_ROOT_IS_OBJECT(tags))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("llm_gateway.tags must be a JSON object"),
-				 errhint("For example SET llm_gateway.tags = '{\"team\": \"search\"}'.")));
-	return tags;
+	if (llmgw_tags != NULL && llmgw_tags[0] != '\0')
+		all = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(llmgw_tags)));
+	if (all == NULL || tags == NULL)
+		return all ? all : tags;
+	return DatumGetJsonbP(DirectFunctionCall2(jsonb_concat, JsonbPGetDatum(all),
+											  JsonbPGetDatum(tags)));
 }
 
 void
@@ -240,6 +238,12 @@ llmgw_args_read(FunctionCallInfo fcinfo, MemoryContext context)
 
 	spec->priority = read_priority(fcinfo, spec->config, spec->role);
 	spec->model = text_arg(fcinfo, LLMGW_ARG_MODEL);
+	if (spec->model != NULL && !llmgw_route_knows(spec->config, spec->model))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("model \"%s\" does not exist", spec->model),
+				 errdetail("It is neither an alias in llm_routing_rules, nor provider/model or a model's name in llm_models."),
+				 errhint("Add it with llm_add_provider(), or with INSERT INTO llm_models(provider, name).")));
 	spec->task = read_task(fcinfo, spec->config);
 	spec->optimize = read_word(fcinfo, LLMGW_ARG_OPTIMIZE, "optimize",
 							   llmgw_default_optimize, llmgw_optimize_from_name,

@@ -14,6 +14,7 @@
 
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
+#include "executor/tuptable.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/array.h"
@@ -35,20 +36,24 @@ typedef struct BatchItem
 	text	   *prompt;			/* NULL: a NULL prompt */
 	int			leader;			/* whose answer it shares; itself: its own */
 	int			followers;		/* rows that still wait for this answer */
-	LlmCall    *call;			/* its own call, from done until its rows are
-								 * out */
+	MinimalTuple row;			/* from when its call is done until it and its
+								 * followers are out; NULL otherwise */
 } BatchItem;
 
 typedef struct Batch
 {
-	const LlmSpec *spec;
+	LlmSpec    *spec;
+	uint64		generation;		/* of its configuration */
 	int			n;
 	BatchItem  *items;
 	int			started;		/* items before it have been started */
 	int			emitted;		/* rows before it are in the tuplestore */
 	int			cut;			/* answers cut by a token limit */
-	ReturnSetInfo *rsinfo;
-	MemoryContext row_context;	/* reset after each row */
+	Tuplestorestate *store;
+	MemoryContext context;		/* of all this; and of rows that wait */
+	MemoryContext scratch;		/* for one row; reset after each */
+	TupleTableSlot *virtual_slot;	/* to form a row */
+	TupleTableSlot *minimal_slot;	/* to put one into the tuplestore */
 } Batch;
 
 typedef struct PromptEntry
@@ -111,67 +116,103 @@ find_leaders(Batch *batch)
 	hash_destroy(seen);
 }
 
+/* The columns of a row that say that it shares another's answer. */
 static void
-put_row(Batch *batch, int i, const LlmCall *call)
+mark_shared(Datum *values, bool *nulls)
 {
-	Datum		values[1 + LLMGW_NDETAIL];
-	bool		nulls[1 + LLMGW_NDETAIL];
-	MemoryContext old = MemoryContextSwitchTo(batch->row_context);
+	bool		answered = nulls[1 + LLMGW_DETAIL_ERROR_CLASS];
 
-	memset(nulls, true, sizeof(nulls));
-	if (call != NULL)
-		llmgw_detail_row(call, values + 1, nulls + 1);
-	values[0] = Int32GetDatum(i + 1);
-	nulls[0] = false;
-	tuplestore_putvalues(batch->rsinfo->setResult, batch->rsinfo->setDesc,
-						 values, nulls);
-	MemoryContextSwitchTo(old);
-	MemoryContextReset(batch->row_context);
+	values[1 + LLMGW_DETAIL_CACHED] = BoolGetDatum(answered);
+	values[1 + LLMGW_DETAIL_REQUEST_ID] = Int64GetDatum(llmgw_next_request_id());
+	values[1 + LLMGW_DETAIL_ATTEMPTS] = Int32GetDatum(0);
+	for (int i = LLMGW_DETAIL_INPUT_TOKENS; i <= LLMGW_DETAIL_REASONING_TOKENS; i++)
+		values[1 + i] = Int32GetDatum(0);
+	values[1 + LLMGW_DETAIL_ESTIMATED_USD] = llmgw_nano_to_numeric(0);
+	values[1 + LLMGW_DETAIL_COST_USD] = llmgw_nano_to_numeric(0);
+	nulls[1 + LLMGW_DETAIL_ESTIMATED_USD] = nulls[1 + LLMGW_DETAIL_COST_USD] = false;
 }
 
-/* The row of an item that shares its leader's answer, which was paid once. */
-static void
-put_shared_row(Batch *batch, int i, const LlmCall *leader)
+/* A row with its index and nothing else, ready to be filled. */
+static TupleTableSlot *
+empty_row(Batch *batch, int i)
 {
-	LlmCall		copy = *leader;
+	TupleTableSlot *slot = batch->virtual_slot;
 
-	copy.request_id = llmgw_next_request_id();
-	copy.cached = leader->error == LLMGW_OK;
-	copy.cost = 0;
-	copy.estimate = 0;
-	memset(&copy.usage, 0, sizeof(copy.usage));
-	copy.nattempts = 0;
-	put_row(batch, i, &copy);
+	ExecClearTuple(slot);
+	memset(slot->tts_isnull, true, sizeof(bool) * (1 + LLMGW_NDETAIL));
+	slot->tts_values[0] = Int32GetDatum(i + 1);
+	slot->tts_isnull[0] = false;
+	return slot;
 }
 
-/* Puts the rows that are next in order and have their answer. */
+/*
+ * Puts the rows that are next in order and have their answer.  A row that
+ * shares an answer, which was paid once, is made from its leader's.
+ */
 static void
 emit(Batch *batch)
 {
+	MemoryContext old = MemoryContextSwitchTo(batch->scratch);
+
 	for (; batch->emitted < batch->n; batch->emitted++)
 	{
 		int			i = batch->emitted;
 		BatchItem  *item = &batch->items[i];
 		BatchItem  *leader = &batch->items[item->leader];
+		TupleTableSlot *slot;
 
 		if (item->prompt == NULL)
-			put_row(batch, i, NULL);
-		else if (leader->call == NULL)
-			return;
-		else if (leader == item)
-			put_row(batch, i, leader->call);
+			slot = ExecStoreVirtualTuple(empty_row(batch, i));
+		else if (leader->row == NULL)
+			break;
 		else
 		{
-			put_shared_row(batch, i, leader->call);
+			ExecStoreMinimalTuple(leader->row, batch->minimal_slot, false);
+			slot = batch->minimal_slot;
+		}
+		if (item->prompt != NULL && leader != item)
+		{
+			slot_getallattrs(slot);
+			slot = empty_row(batch, i);
+			for (int c = 1; c <= LLMGW_NDETAIL; c++)
+			{
+				slot->tts_values[c] = batch->minimal_slot->tts_values[c];
+				slot->tts_isnull[c] = batch->minimal_slot->tts_isnull[c];
+			}
+			mark_shared(slot->tts_values, slot->tts_isnull);
+			ExecStoreVirtualTuple(slot);
 			leader->followers--;
 		}
+		tuplestore_puttupleslot(batch->store, slot);
 
-		if (leader->call != NULL && leader->followers == 0)
+		ExecClearTuple(batch->minimal_slot);
+		if (leader->row != NULL && leader->followers == 0)
 		{
-			llmgw_call_free(leader->call);
-			leader->call = NULL;
+			pfree(leader->row);
+			leader->row = NULL;
 		}
+		MemoryContextReset(batch->scratch);
 	}
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * A batch may run for long: calls that it has not started yet are made with the
+ * configuration of their moment.
+ */
+static void
+refresh_config(Batch *batch)
+{
+	LlmConfig  *config = llmgw_config_get();
+	LlmSpec    *spec;
+
+	if (config->generation == batch->generation)
+		return;
+	spec = MemoryContextAlloc(batch->context, sizeof(LlmSpec));
+	*spec = *batch->spec;
+	spec->config = config;		/* which each call pins */
+	batch->spec = spec;
+	batch->generation = config->generation;
 }
 
 static LlmCall *
@@ -187,6 +228,7 @@ next_item(LlmRun *run)
 
 		if (item->prompt == NULL || item->leader != i)
 			continue;
+		refresh_config(batch);
 		call = llmgw_call_create(run->context, batch->spec, "");
 		call->owner = item;
 		if (batch->spec->cache == LLMGW_CACHE_ONLY)
@@ -212,10 +254,24 @@ done_item(LlmRun *run, LlmCall *call)
 	Batch	   *batch = run->arg;
 	BatchItem  *item = call->owner;
 
-	item->call = call;
+	TupleTableSlot *slot;
+	MemoryContext old;
+
 	if (call->error == LLMGW_OK && call->finish_reason != NULL &&
 		strcmp(call->finish_reason, "length") == 0)
 		batch->cut++;
+
+	/* only the row is kept: it may have to wait for a slow one before it */
+	old = MemoryContextSwitchTo(batch->scratch);
+	slot = empty_row(batch, item - batch->items);
+	llmgw_detail_row(call, slot->tts_values + 1, slot->tts_isnull + 1);
+	ExecStoreVirtualTuple(slot);
+	MemoryContextSwitchTo(batch->context);
+	item->row = ExecCopySlotMinimalTuple(slot);
+	ExecClearTuple(slot);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(batch->scratch);
+	llmgw_call_free(call);
 	emit(batch);
 }
 
@@ -246,6 +302,7 @@ read_concurrency(FunctionCallInfo fcinfo)
 Datum
 llmgw_sql_complete_batch(PG_FUNCTION_ARGS)
 {
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Batch		batch = {0};
 	LlmRun		run = {0};
 	MemoryContext context;
@@ -260,10 +317,14 @@ llmgw_sql_complete_batch(PG_FUNCTION_ARGS)
 	context = AllocSetContextCreate(CurrentMemoryContext, "llm_gateway batch",
 									ALLOCSET_DEFAULT_SIZES);
 	old = MemoryContextSwitchTo(context);
-	batch.rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	batch.context = context;
+	batch.store = rsinfo->setResult;
 	batch.spec = llmgw_args_read(fcinfo, context);
-	batch.row_context = AllocSetContextCreate(context, "llm_gateway row",
-											  ALLOCSET_DEFAULT_SIZES);
+	batch.generation = batch.spec->config->generation;
+	batch.scratch = AllocSetContextCreate(context, "llm_gateway row",
+										  ALLOCSET_DEFAULT_SIZES);
+	batch.virtual_slot = MakeSingleTupleTableSlot(rsinfo->setDesc, &TTSOpsVirtual);
+	batch.minimal_slot = MakeSingleTupleTableSlot(rsinfo->setDesc, &TTSOpsMinimalTuple);
 	run.max_in_flight = read_concurrency(fcinfo);
 
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(LLMGW_ARG_PROMPT), TEXTOID, -1, false,
@@ -293,6 +354,8 @@ llmgw_sql_complete_batch(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_WARNING_STRING_DATA_RIGHT_TRUNCATION),
 				 errmsg("%d of %d answers were cut by a token limit", batch.cut, batch.n),
 				 errhint("They are the rows with finish_reason 'length'. Raise max_tokens, or ask for shorter answers.")));
+	ExecDropSingleTupleTableSlot(batch.virtual_slot);
+	ExecDropSingleTupleTableSlot(batch.minimal_slot);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(context);
 	return (Datum) 0;

@@ -25,6 +25,7 @@ typedef enum LlmHttpOutcome
 	LLMGW_HTTP_RUNNING = 0,
 	LLMGW_HTTP_DONE,			/* the response ended as HTTP says it should */
 	LLMGW_HTTP_FAILED_RESOLVE,
+	LLMGW_HTTP_FAILED_PROXY,	/* the proxy's name, or its scheme */
 	LLMGW_HTTP_FAILED_CONNECT,
 	LLMGW_HTTP_FAILED_TLS,
 	LLMGW_HTTP_FAILED_ADDRESS,	/* resolved to an address we do not talk to */

@@ -145,6 +145,9 @@ utf8_to_server(const char *utf8, size_t len)
 	return buf.data;
 }
 
+const char *const llmgw_json_unfit =
+"valid, but has a character that the database's encoding cannot hold";
+
 /*
  * What is wrong, from the error's code.  Its message is not used: it is
  * translated, and it quotes the document.
@@ -162,7 +165,7 @@ reason_for(int sqlstate, const char *doc, size_t len)
 			return pstrdup("not valid JSON: a number is out of range");
 		case ERRCODE_UNTRANSLATABLE_CHARACTER:
 		case ERRCODE_FEATURE_NOT_SUPPORTED:
-			return pstrdup("not valid JSON: it has a character that the database cannot hold");
+			return unconstify(char *, llmgw_json_unfit);
 		default:
 			break;
 	}

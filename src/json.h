@@ -36,6 +36,9 @@ extern Jsonb *llmgw_json_parse(const char *utf8, size_t len, char **reason);
 /* the same for a NUL-terminated text in the server's encoding, e.g. a setting */
 extern Jsonb *llmgw_json_parse_text(const char *text, char **reason);
 
+/* *reason is this very string when only the server's encoding is at fault */
+extern const char *const llmgw_json_unfit;
+
 /*
  * Follow object keys from a container; the path ends with a NULL:
  *		llmgw_json_get(doc, &v, "error", "code", NULL)

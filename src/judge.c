@@ -56,10 +56,19 @@ judge_transport(const LlmCall *call, const char **message)
 			*message = psprintf("host \"%s\" resolves to a link-local or metadata address, where the gateway does not connect",
 								p->url.host);
 			return LLMGW_NETWORK;
+		case LLMGW_HTTP_FAILED_PROXY:
+			*message = "llm_gateway.proxy cannot be used";
+			return LLMGW_NETWORK;
 		case LLMGW_HTTP_FAILED_CONNECT:
 		case LLMGW_HTTP_FAILED_TLS:
 		case LLMGW_HTTP_FAILED_NETWORK:
-			*message = llmgw_clean_text(t->message[0] ? t->message : "connection failed", 300);
+			/* libcurl may quote a proxy's URL, which has its password */
+			if (llmgw_proxy && strchr(llmgw_proxy, '@') != NULL &&
+				strchr(t->message, '@') != NULL)
+				*message = "the connection through llm_gateway.proxy failed";
+			else
+				*message = llmgw_clean_text(t->message[0] ? t->message :
+											"connection failed", 300);
 			return LLMGW_NETWORK;
 		case LLMGW_HTTP_TIMEOUT_CONNECT:
 			*message = psprintf("no connection within %d ms (connect_timeout)", p->connect_ms);

@@ -31,7 +31,7 @@
 #include "loop.h"
 
 /* connections that stay warm however few are in use */
-#define MIN_WARM_CONNECTIONS	16
+#define MIN_WARM_CONNECTIONS	32
 
 /* descriptors that are left to PostgreSQL whatever we do */
 #define RESERVED_FDS			96
@@ -112,7 +112,8 @@ on_socket(CURL *easy, curl_socket_t fd, int what, void *clientp, void *socketp)
 		else if (errno == ENOENT)
 			(void) epoll_ctl(loop.epoll_fd, EPOLL_CTL_ADD, fd, &ev);
 		else
-			return -1;
+			return 0;			/* -1 would end every transfer there is: let
+								 * this one time out */
 	}
 	curl_multi_assign(loop.multi, fd, &known);
 	return 0;
@@ -245,13 +246,23 @@ llmgw_loop_multi(void)
 
 	if (loop.wait_set == NULL)
 	{
-		WaitEventSet *set = llmgw_create_wait_event_set(3);
+		WaitEventSet *volatile set = llmgw_create_wait_event_set(3);
 
-		loop.latch_pos = AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET,
-										   MyLatch, NULL);
-		if (IsUnderPostmaster)
-			AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
-		AddWaitEventToSet(set, WL_SOCKET_READABLE, loop.epoll_fd, NULL, NULL);
+		PG_TRY();
+		{
+			loop.latch_pos = AddWaitEventToSet(set, WL_LATCH_SET,
+											   PGINVALID_SOCKET, MyLatch, NULL);
+			if (IsUnderPostmaster)
+				AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET,
+								  NULL, NULL);
+			AddWaitEventToSet(set, WL_SOCKET_READABLE, loop.epoll_fd, NULL, NULL);
+		}
+		PG_CATCH();
+		{
+			FreeWaitEventSet(set);
+			PG_RE_THROW();
+		}
+		PG_END_TRY();
 		loop.wait_set = set;
 	}
 
@@ -267,8 +278,9 @@ llmgw_loop_expect_connections(int n)
 {
 	LlmCurlGuard guard;
 
+	n = Max(n, MIN_WARM_CONNECTIONS);
 	n = Min(n, llmgw_loop_max_connections());
-	if (n <= loop.warm_connections)
+	if (n == loop.warm_connections)
 		return;
 	(void) llmgw_loop_multi();
 	loop.warm_connections = n;

@@ -72,8 +72,9 @@ struct LlmCurlDone
 extern CURLM *llmgw_loop_multi(void);
 
 /*
- * Room for that many connections to stay warm at once.  Only grows; bounded by
- * the descriptors the server may use.
+ * Room for that many connections to stay warm.  Never less than a few, never
+ * more than there are descriptors for; with less room than there are
+ * connections, one is closed each time that one is given back.
  */
 extern void llmgw_loop_expect_connections(int n);
 

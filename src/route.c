@@ -93,6 +93,13 @@ add_candidate(LlmRoute *route, const LlmModel *model, const LlmRouteQuery *query
 	c->model = model;
 	c->hint = NULL;
 	c->dropped = drop_reason(model, query, &c->hint);
+	if (c->dropped == NULL && query->min_tier != NULL &&
+		model->tier->rank > query->min_tier->rank)
+	{
+		c->dropped = psprintf("its tier \"%s\" is below min_tier \"%s\"",
+							  model->tier->name, query->min_tier->name);
+		route->below_tier = true;
+	}
 	c->estimate = llmgw_cost_estimate(model, query->characters, query->max_tokens);
 }
 
@@ -110,6 +117,16 @@ cmp_weight(const void *a, const void *b)
 	return x < y ? -1 : (x > y ? 1 : 0);
 }
 
+/* Whether a name is this model's in the form provider/model. */
+static bool
+is_qualified_name(const LlmModel *model, const char *name)
+{
+	size_t		len = strlen(model->provider->name);
+
+	return strncmp(name, model->provider->name, len) == 0 &&
+		name[len] == '/' && strcmp(name + len + 1, model->name) == 0;
+}
+
 /* Adds the models that a name stands for; false when there are none. */
 static bool
 add_named(LlmRoute *route, const LlmConfig *config, const char *name,
@@ -120,13 +137,9 @@ add_named(LlmRoute *route, const LlmConfig *config, const char *name,
 
 	for (int i = 0; i < config->nmodels; i++)
 	{
-		const LlmModel *model = &config->models[i];
-		size_t		len = strlen(model->provider->name);
-
-		if (strncmp(name, model->provider->name, len) == 0 &&
-			name[len] == '/' && strcmp(name + len + 1, model->name) == 0)
+		if (is_qualified_name(&config->models[i], name))
 		{
-			add_candidate(route, model, query);
+			add_candidate(route, &config->models[i], query);
 			return true;
 		}
 	}
@@ -152,9 +165,13 @@ rule_applies(const LlmRule *rule, const LlmRouteQuery *query)
 		return false;
 	if (rule->role != NULL)
 	{
+		/*
+		 * a superuser has every role's rights, but is not a member of every
+		 * team
+		 */
 		Oid			role = get_role_oid(rule->role, true);
 
-		if (!OidIsValid(role) || !has_privs_of_role(query->role, role))
+		if (!OidIsValid(role) || !is_member_of_role_nosuper(query->role, role))
 			return false;
 	}
 	if (rule->tags != NULL &&
@@ -224,14 +241,25 @@ add_alias(LlmRoute *route, const LlmConfig *config, const char *alias,
 	return known;
 }
 
+bool
+llmgw_route_knows(const LlmConfig *config, const char *model)
+{
+	for (int i = 0; i < config->nrules; i++)
+		if (config->rules[i].alias != NULL && strcmp(config->rules[i].alias, model) == 0)
+			return true;
+	for (int i = 0; i < config->nmodels; i++)
+		if (strcmp(config->models[i].name, model) == 0 ||
+			is_qualified_name(&config->models[i], model))
+			return true;
+	return false;
+}
+
 void
 llmgw_route(const LlmConfig *config, const LlmRouteQuery *query, LlmRoute *route)
 {
 	bool		matched = false;
 
-	route->pinned = false;
-	route->ncandidates = 0;
-	route->unresolved = NULL;
+	memset(route, 0, sizeof(*route));
 	route->candidates = palloc(sizeof(LlmCandidate) * Max(config->nmodels, 1));
 
 	if (query->model != NULL)
@@ -239,12 +267,7 @@ llmgw_route(const LlmConfig *config, const LlmRouteQuery *query, LlmRoute *route
 		if (add_alias(route, config, query->model, query))
 			return;
 		route->pinned = true;
-		if (!add_named(route, config, query->model, query))
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_OBJECT),
-					 errmsg("model \"%s\" does not exist", query->model),
-					 errdetail("It is neither an alias in llm_routing_rules, nor provider/model or a model's name in llm_models."),
-					 errhint("Add it with llm_add_provider(), or with INSERT INTO llm_models(provider, name).")));
+		route->unknown_model = !add_named(route, config, query->model, query);
 		return;
 	}
 

@@ -28,6 +28,7 @@ typedef struct LlmRouteQuery
 {
 	const char *model;			/* the argument; NULL: the gateway chooses */
 	const char *task;
+	const LlmTier *min_tier;	/* NULL: any */
 	Oid			role;
 	Jsonb	   *tags;			/* NULL: none */
 	int64		characters;		/* of system prompt and prompt */
@@ -37,16 +38,18 @@ typedef struct LlmRouteQuery
 typedef struct LlmRoute
 {
 	bool		pinned;			/* the caller named a model */
+	bool		unknown_model;	/* and there is none of that name */
+	bool		below_tier;		/* some would do but for min_tier */
 	int			ncandidates;
 	LlmCandidate *candidates;
 	char	   *unresolved;		/* rules that name no model there is, a line
 								 * each; NULL: none */
 } LlmRoute;
 
-/*
- * The candidates, each once, palloc'd in the current context.  Raises 42704
- * for a model that is neither an alias nor known.
- */
+/* Whether a name is an alias, or stands for a model that there is. */
+extern bool llmgw_route_knows(const LlmConfig *config, const char *model);
+
+/* The candidates, each once, palloc'd in the current context. */
 extern void llmgw_route(const LlmConfig *config, const LlmRouteQuery *query,
 						LlmRoute *route);
 

@@ -158,7 +158,8 @@ extend_limit(void)
 	{
 		TimestampTz now = GetCurrentTimestamp();
 
-		next = Max(read_limit(), (uint64) Max(now - ID_EPOCH, 1));
+		next = read_limit();
+		next = Max(next, (uint64) Max(now - ID_EPOCH, 1));
 		write_limit(next + ID_BLOCK);
 		pg_atomic_write_u64(&shared->next_id, next);
 

@@ -31,14 +31,21 @@ if ($shim)
 {
 	$gw->add_provider('stalled', 'https://x.stall.test/v1', { connect_timeout => "'60 s'" });
 	$gw->add_models('stalled', 'm-stalled');
-	push @phases,
-	  {
-		name    => 'resolving',
-		model   => 'm-stalled',
-		prepare => sub { unlink $marker },
-		reached => sub { -e $marker }
-	  };
+
+	# c-ares, where libcurl was built with it alone, does not ask what we have preloaded
+	$gw->session->run(q{SELECT llm_complete('x', model => 'm-stalled', timeout_ms => 1000)});
+	if (-e $marker || !uses_cares())
+	{
+		push @phases,
+		  {
+			name    => 'resolving',
+			model   => 'm-stalled',
+			prepare => sub { unlink $marker },
+			reached => sub { -e $marker }
+		  };
+	}
 }
+my $expected = $shim && !@phases ? 6 : 7;
 if (my $full = full_listener())
 {
 	$gw->add_provider('full', "http://127.0.0.1:$full->{port}/v1", { connect_timeout => "'60 s'" });
@@ -89,6 +96,14 @@ sub build_shim
 	return $status == 0 ? $library : undef;
 }
 
+# Whether the extension is linked to that resolver, through libcurl.
+sub uses_cares
+{
+	my ($directory) = $gw->node->config_data('--pkglibdir');
+	my $libraries = `ldd $directory/llm_gateway.so`;
+	return $libraries =~ /libcares/;
+}
+
 # Starts a call and returns when it is where the phase wants it.
 sub enter
 {
@@ -119,7 +134,7 @@ sub after_ok
 	return;
 }
 
-is(scalar @phases, 7, 'every phase can be made here') or diag(join ', ', map { $_->{name} } @phases);
+is(scalar @phases, $expected, 'every phase can be made here') or diag(join ', ', map { $_->{name} } @phases);
 my $s = $gw->session;
 for my $phase (@phases)
 {
