@@ -271,8 +271,11 @@ for my $encoding (qw(LATIN1 SQL_ASCII))
 	{
 		is($other->value(encode('UTF-8', "SELECT length(llm_complete('$text', model => 'gpt-4o'))")),
 			6 + length $text, 'LATIN1 database: answer in its own encoding');
-		$r = $other->run(q{SELECT llm_complete('x', model => 'unicode-split')});
-		error_ok($r, { sqlstate => 'LG010', message => qr/character that the database cannot hold/ }, 'LATIN1 database: an answer that does not fit');
+		my $seen = $gw->requests(
+			sub { $r = $other->run(q{SELECT llm_complete('x', model => 'unicode-split')}) });
+		error_ok($r, { sqlstate => 'LG010', message => qr/character that the database.* cannot hold/ },
+			'LATIN1 database: an answer that does not fit');
+		is(scalar @$seen, 1, 'is not paid for twice');
 	}
 	else
 	{
@@ -281,7 +284,7 @@ for my $encoding (qw(LATIN1 SQL_ASCII))
 			'SQL_ASCII database: an answer is UTF-8');
 		my $seen = $gw->requests(
 			sub { $r = $other->run(q{SELECT llm_complete(E'before \xff after', model => 'gpt-4o')}) });
-		error_ok($r, { sqlstate => '22021' }, 'SQL_ASCII database: a prompt that is not UTF-8');
+		error_ok($r, { sqlstate => 'LG008', message => qr/not valid UTF-8/ }, 'SQL_ASCII database: a prompt that is not UTF-8');
 		is(scalar @$seen, 0, 'is not sent');
 	}
 	is($other->value(q{SELECT llm_complete('x', model => 'gpt-4o')}), 'echo: x', "$encoding database: the next call works");

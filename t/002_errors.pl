@@ -115,9 +115,9 @@ my @cases = (
 	[ 'reset-mid',    'LG004', 'network',   2 ],
 	[ 'close-before', 'LG004', 'network',   2 ],
 	[ 'deep-100000',  'LG010', 'malformed', 2, qr/deep/ ],
-	[ 'nul',          'LG010', 'malformed', 2 ],
+	[ 'nul',          'LG010', 'malformed', 1, qr/character that the database/ ],
 	[ 'bad-utf8',     'LG010', 'malformed', 2, qr/UTF-8/ ],
-	[ 'huge-2',       'LG010', 'malformed', 2, qr/larger than 1024 kB \(llm_gateway\.max_response_size\)/ ],
+	[ 'huge-2',       'LG010', 'malformed', 1, qr/larger than 1024 kB \(llm_gateway\.max_response_size\)/ ],
 );
 $gw->add_models('fake', 'gpt-4o', 'deep-50', 'leak-key-in-answer', map { $_->[0] } @cases);
 $s->run(q{SET llm_gateway.max_response_size = '1MB'});
