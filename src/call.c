@@ -259,6 +259,12 @@ judge_attempt(LlmCall *call)
 	}
 	whole = call->deadline_binds && t->outcome == LLMGW_HTTP_TIMEOUT_TOTAL;
 	hopeless = call->answer.hopeless || t->outcome == LLMGW_HTTP_TOO_LARGE;
+	if (hopeless)
+		call->hint = call->answer.hopeless ?
+			(GetDatabaseEncoding() == PG_UTF8 ?
+			 "Text cannot hold the character \\u0000: ask again, or for an answer without it." :
+			 "Use a database with encoding UTF8.") :
+			"Ask for a shorter answer, or have a superuser raise llm_gateway.max_response_size.";
 	wants = call->answer.wants_token_param;
 
 	MemoryContextSwitchTo(call->context);

@@ -115,6 +115,7 @@ typedef struct LlmCall
 	LlmErrorClass error;		/* LLMGW_OK: there is an answer */
 	int			sqlstate;
 	const char *message;		/* the error in one line */
+	const char *hint;			/* better than its class's; NULL: none */
 	const LlmModel *model;		/* that answered; in an error, tried last */
 	const char *response;		/* server encoding */
 	const char *finish_reason;

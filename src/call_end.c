@@ -216,5 +216,5 @@ llmgw_call_hint(const LlmCall *call)
 			if (call->route.candidates[i].hint != NULL)
 				return call->route.candidates[i].hint;
 	}
-	return llmgw_error_class_hint(call->error);
+	return call->hint ? call->hint : llmgw_error_class_hint(call->error);
 }
