@@ -206,6 +206,18 @@ after_failure(LlmCall *call, LlmErrorClass error, bool timed_out_whole, bool hop
 	return try_candidates(call);
 }
 
+/* Forgets the attempt under way: off the wire, its memory freed. */
+static void
+drop_attempt(LlmCall *call)
+{
+	MemoryContext attempt = call->attempt_context;
+
+	MemoryContextSwitchTo(call->context);
+	call->attempt_context = NULL;
+	call->transfer = NULL;
+	MemoryContextDelete(attempt);
+}
+
 /* The attempt's transfer has ended, or its answer is complete. */
 static bool
 judge_attempt(LlmCall *call)
@@ -218,7 +230,6 @@ judge_attempt(LlmCall *call)
 	bool		whole;
 	bool		hopeless;
 	LlmTokenParam wants;
-	MemoryContext attempt;
 
 	error = llmgw_judge(call, &message);
 	a = add_attempt(call);
@@ -267,11 +278,8 @@ judge_attempt(LlmCall *call)
 			"Ask for a shorter answer, or have a superuser raise llm_gateway.max_response_size.";
 	wants = call->answer.wants_token_param;
 
-	MemoryContextSwitchTo(call->context);
-	attempt = call->attempt_context;
-	call->attempt_context = NULL;
-	call->transfer = NULL;
-	MemoryContextDelete(attempt);
+	drop_attempt(call);
+	call->fresh = false;
 	return after_failure(call, error, whole, hopeless, wants, info.retry_after_ms);
 }
 
@@ -378,7 +386,7 @@ send_attempt(LlmCall *call)
 		(request->total_ms == 0 || left_ms <= request->total_ms);
 	if (call->deadline_binds)
 		request->total_ms = (int) Min(left_ms, INT_MAX);
-	request->fresh = connection_suspect(call);
+	request->fresh = call->fresh || connection_suspect(call);
 	request->max_response = (int64) llmgw_max_response_size * 1024;
 	request->ca_file = llmgw_ca_file && llmgw_ca_file[0] ? llmgw_ca_file : NULL;
 	request->proxy = llmgw_proxy && llmgw_proxy[0] ? llmgw_proxy : NULL;
@@ -508,6 +516,13 @@ advance_sending(LlmCall *call)
 		if (call->first_content == 0 && call->answer.text.len > 0)
 			call->first_content = t->last_byte;
 		llmgw_http_consume(t);
+	}
+	if (t->outcome == LLMGW_HTTP_STALE && !call->fresh)
+	{
+		/* nothing was sent: the same attempt, on a connection of its own */
+		drop_attempt(call);
+		call->fresh = true;
+		return send_attempt(call);
 	}
 	if (t->outcome != LLMGW_HTTP_RUNNING)
 	{

@@ -102,6 +102,7 @@ typedef struct LlmCall
 	LlmWireCall wire;
 	LlmEventParser parser;
 	LlmAnswer	answer;
+	bool		fresh;			/* must not use a kept connection */
 	bool		streaming;		/* the body is a stream of events */
 	LlmInstant	first_content;	/* when its first words came; 0: not yet */
 	bool		deadline_binds; /* its total time-out is the call's deadline */

@@ -19,6 +19,7 @@
 #include <arpa/inet.h>
 #include <curl/curl.h>
 #include <netinet/in.h>
+#include <poll.h>
 
 #include "miscadmin.h"
 #include "utils/memutils.h"
@@ -226,6 +227,28 @@ on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 }
 
 /*
+ * Whether the other side has closed a connection that we are about to use.
+ * libcurl looks before it uses one again, but newer versions not if it was idle
+ * for a short time only; older ones do not tell the socket, and do look.
+ */
+static bool
+is_closed(CURL *easy)
+{
+	struct pollfd p = {.fd = -1,.events = POLLRDHUP};
+	curl_socket_t fd = CURL_SOCKET_BAD;
+
+	if (curl_easy_getinfo(easy, CURLINFO_ACTIVESOCKET, &fd) != CURLE_OK ||
+		fd == CURL_SOCKET_BAD)
+		return false;
+	p.fd = fd;
+	return poll(&p, 1, 0) > 0 &&
+		(p.revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) != 0;
+}
+
+/*
+ * Called before a request goes out.  A connection that is known to be dead gets
+ * none, which costs nothing.
+ *
  * libcurl sends a request again, unasked, when a kept connection dies before
  * any answer.  The provider may have seen the first one, and charge for both:
  * whether to try again, and what for, is not libcurl's to decide.
@@ -238,6 +261,11 @@ on_request(void *arg, char *primary_ip, char *local_ip, int primary_port,
 
 	if (!t->requested)
 	{
+		if (is_closed(t->easy))
+		{
+			t->stale = true;
+			return CURL_PREREQFUNC_ABORT;
+		}
 		t->requested = true;
 		return CURL_PREREQFUNC_OK;
 	}
@@ -252,6 +280,8 @@ outcome_of(const LlmTransfer *t, CURLcode rc)
 		return LLMGW_HTTP_DONE;
 	if (t->no_memory)
 		return LLMGW_HTTP_FAILED_INTERNAL;
+	if (t->stale)
+		return LLMGW_HTTP_STALE;
 
 	/* one address may have been refused and another one have answered */
 	if (!t->requested && t->refused_address)

@@ -24,6 +24,8 @@ typedef enum LlmHttpOutcome
 {
 	LLMGW_HTTP_RUNNING = 0,
 	LLMGW_HTTP_DONE,			/* the response ended as HTTP says it should */
+	LLMGW_HTTP_STALE,			/* nothing was sent: the kept connection was
+								 * closed; start again, with fresh set */
 	LLMGW_HTTP_FAILED_RESOLVE,
 	LLMGW_HTTP_FAILED_PROXY,	/* the proxy's name, or its scheme */
 	LLMGW_HTTP_FAILED_CONNECT,
@@ -114,6 +116,7 @@ typedef struct LlmTransfer
 	int64		max_response;
 	CURL	   *easy;
 	struct curl_slist *slist;
+	bool		stale;			/* the kept connection was closed already */
 	bool		requested;		/* the request went out */
 	bool		lost_connection;	/* and its connection was lost */
 	bool		refused_address;

@@ -97,6 +97,9 @@ judge_transport(const LlmCall *call, const char **message)
 			*message = psprintf("the request could not be started: %s",
 								t->message[0] ? t->message : "out of memory");
 			return LLMGW_NETWORK;
+		case LLMGW_HTTP_STALE:
+			*message = "the connection was closed before the request was sent";
+			return LLMGW_NETWORK;
 		case LLMGW_HTTP_DONE:
 		case LLMGW_HTTP_RUNNING:
 			break;
