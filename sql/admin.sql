@@ -99,6 +99,7 @@ SELECT * FROM llm_add_provider('q', kind => 'openai', base_url => 'https://user:
 SELECT * FROM llm_add_provider('openai', api_key => 'sk-regress-Vq8zR2mX4t');
 SELECT * FROM llm_add_provider('acme', api_key => 'sk-regress-Vq8zR2mX4t', models => '{NULL}');
 SELECT * FROM llm_add_provider('openai', api_key => 'env:PATH');
+SELECT * FROM llm_add_provider('openai', 'sk-regress-Vq8zR2mX4t');
 SELECT count(*) FROM llm_providers;
 SELECT count(*) FROM llm_models;
 
@@ -248,7 +249,7 @@ SELECT count(*) FROM _llm_tombstones WHERE table_name = 'llm_error_policies';
 ROLLBACK;
 -- What a restore does: a tombstone deletes the seed, once and only the seed; the user's row stays, whichever comes first.
 BEGIN;
-INSERT INTO _llm_tombstones VALUES ('llm_tasks', '["analysis"]'), ('llm_tasks', '["poetry"]'),
+INSERT INTO _llm_tombstones VALUES ('llm_tasks', '["analysis"]'), ('llm_tasks', '["analysis"]'), ('llm_tasks', '["poetry"]'),
     ('llm_error_policies', '["timeout", "*"]'), ('llm_error_policies', '["timeout"]'), ('llm_tasks', '{"a": 1}'), ('elsewhere', '[1]');
 SELECT name FROM llm_tasks WHERE name IN ('analysis', 'poetry');
 SELECT count(*) FROM llm_error_policies WHERE error_class = 'timeout';

@@ -38,6 +38,8 @@ ROLLBACK;
 INSERT INTO llm_providers(name, kind) VALUES ('q', 'telepathy');
 INSERT INTO llm_providers(name, kind) VALUES ('q', 'OpenAI');
 INSERT INTO llm_providers(name, kind) VALUES ('q', NULL);
+-- one that may be a key is not repeated
+INSERT INTO llm_providers(name, kind) VALUES ('q', 'sk-regress-Vq8zR2mX4t');
 
 -- keys: references are accepted
 BEGIN;
@@ -144,6 +146,9 @@ INSERT INTO llm_providers(name, base_url) VALUES ('v4', 'http://10.1.2.3:8001/v1
 INSERT INTO llm_providers(name, base_url) VALUES ('v5', 'https://example.org/v1');
 INSERT INTO llm_providers(name, base_url) VALUES ('v6', 'https://badexample.org/v1');
 INSERT INTO llm_providers(name, base_url) VALUES ('v7', 'https://a.example.org.evil.com/v1');
+-- probes are sent to the same hosts
+INSERT INTO llm_providers(name, kind, probe) VALUES ('u10', 'mock', 'https://api.example.com/health');
+INSERT INTO llm_providers(name, kind, probe) VALUES ('v10', 'mock', 'https://example.org/health');
 -- with a list, neither this machine nor the kind's own endpoint is allowed by itself
 INSERT INTO llm_providers(name, base_url) VALUES ('v8', 'http://localhost:8000/v1');
 INSERT INTO llm_providers(name) VALUES ('v9');
@@ -158,6 +163,7 @@ ROLLBACK;
 INSERT INTO llm_providers(name, base_url) VALUES ('v1', 'http://api.example.com/v1');
 INSERT INTO llm_providers(name, base_url) VALUES ('v5', 'https://example.org/v1');
 INSERT INTO llm_providers(name) VALUES ('v9');
+INSERT INTO llm_providers(name, kind, probe) VALUES ('v10', 'mock', 'https://example.org/health');
 -- who changes another column does not write the URL
 UPDATE llm_providers SET weight = 2 WHERE name = 'p';
 UPDATE llm_providers SET base_url = 'https://api.openai.com/v1' WHERE name = 'p';

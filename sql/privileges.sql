@@ -175,7 +175,16 @@ COPY _llm_secrets(name, value) TO stdout;
 COPY _llm_secrets(name, value) TO stdout (FORMAT binary);
 SELECT name FROM _llm_secrets ORDER BY value;
 CREATE TEMP TABLE t AS SELECT value FROM _llm_secrets;
+-- records are compared byte by byte, whatever their columns show: no guess is the key, or nearer to it than another
+SELECT count(*) FILTER (WHERE s *= g) AS equal
+FROM (SELECT value FROM _llm_secrets) s, (SELECT 'regress-key-Vq8zR2mX4t'::_llm_secret) g;
 RESET ROLE;
+SELECT llm_set_secret(name, 'regress-key-Vq8zR2mX4t') FROM unnest('{a,b}'::text[]) name;
+SET ROLE regress_llm_bypass;
+SELECT a *= b AS equal
+FROM (SELECT value FROM _llm_secrets WHERE name = 'a') a, (SELECT value FROM _llm_secrets WHERE name = 'b') b;
+RESET ROLE;
+SELECT value FROM _llm_secrets ORDER BY name COLLATE "C";
 REVOKE SELECT ON _llm_secrets FROM regress_llm_report, regress_llm_bypass;
 REVOKE pg_read_all_data FROM regress_llm_admin, regress_llm_bypass;
 -- nothing about the values is in the statistics
@@ -202,6 +211,14 @@ SELECT * FROM llm_add_provider('x', kind => 'openai', base_url => 'https://api.e
 COPY llm_providers(name, base_url) FROM stdin;
 x	https://api.example.com/v1
 \.
+-- nor by way of a kind that has no use for it
+INSERT INTO llm_providers(name, kind, base_url) VALUES ('x', 'mock', 'https://api.example.com/v1');
+UPDATE llm_providers SET kind = 'openai' WHERE name = 'x';
+DELETE FROM llm_providers WHERE name = 'x';
+-- nor a probe
+INSERT INTO llm_providers(name, probe) VALUES ('x', 'https://api.example.com/health');
+UPDATE llm_providers SET probe = 'https://api.example.com/health' WHERE name = 'o';
+UPDATE llm_providers SET probe = 'https://api.openai.com/health' WHERE name = 'o';
 SET check_function_bodies = off;
 INSERT INTO llm_providers(name, base_url) VALUES ('x', 'https://api.example.com/v1');
 INSERT INTO llm_providers(name, api_key) VALUES ('x', 'env:HOME');

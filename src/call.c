@@ -122,16 +122,16 @@ find_key(const LlmProvider *p, const char **key, char **reason)
 				*reason = psprintf("secret \"%s\" does not exist", p->key_ref.name);
 			else if (p->secret_host != NULL &&
 					 strcmp(p->secret_host, p->url.host) != 0 &&
-					 strcmp(p->secret_host, psprintf("%s:%d", p->url.host, p->url.port)) != 0)
+					 strcmp(p->secret_host, psprintf(strchr(p->url.host, ':') ? "[%s]:%d" : "%s:%d",
+													 p->url.host, p->url.port)) != 0)
 				*reason = psprintf("secret \"%s\" is for host \"%s\" only",
 								   p->key_ref.name, p->secret_host);
 			else
 				*key = p->stored_secret;
 			return *key != NULL;
 		case LLMGW_SECRET_FILE:
-			*reason = psprintf("key files are not supported by this version (\"%s\")",
-							   p->api_key);
-			return false;
+			*key = llmgw_secret_from_file(p->key_ref.name, reason);
+			return *key != NULL;
 	}
 	return false;
 }

@@ -83,7 +83,7 @@ llmgw_refuse_raw_key(const char *provider, const char *key)
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("api_key of provider \"%s\" must be a reference to a key, not the key itself",
 					provider),
-			 errhint("Use 'env:NAME' for a variable of the server's environment, or store the key with llm_set_secret('NAME', ...) and use 'secret:NAME'."),
+			 errhint("Use 'env:NAME' for a variable of the server's environment, 'file:NAME' for a file in llm_gateway.secret_directory, or store the key with llm_set_secret('NAME', ...) and use 'secret:NAME'."),
 			 errhidestmt(true),
 			 errhidecontext(true)));
 }
@@ -120,19 +120,47 @@ check_api_key(const LlmRow *row, const char *name)
 }
 
 /*
- * Where calls, and with them the key, are sent.  Everybody is held to
- * llm_gateway.allowed_hosts.  Who is not a superuser must not choose a host
+ * Where calls or probes, and with them the key, are sent.  Everybody is held
+ * to llm_gateway.allowed_hosts.  Who is not a superuser must not choose a host
  * freely even where that is empty, or could send any key anywhere.
  */
+static void
+check_host(const LlmUrl *url, const char *name, bool probe, bool chosen)
+{
+	char	   *hint = NULL;
+	char	   *refused = llmgw_url_refused(url, &hint);
+
+	if (refused != NULL)
+		ereport(superuser() ? WARNING : ERROR,
+				(errcode(superuser() ? ERRCODE_WARNING :
+						 ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("%s provider \"%s\" are not allowed: %s",
+						probe ? "probes of" : "calls to", name, refused),
+				 errhint("%s", hint)));
+	else if (chosen && !superuser() &&
+			 (llmgw_allowed_hosts == NULL ||
+			  llmgw_allowed_hosts[strspn(llmgw_allowed_hosts, " ,\t")] == '\0') &&
+			 !llmgw_preset_has_host(url))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to send %s of provider \"%s\" to host \"%s\"",
+						probe ? "probes" : "calls", name, url->host),
+				 errdetail("Only superusers choose a host that llm_gateway.allowed_hosts does not name and no preset has."),
+				 errhint("Let a superuser write this row, or list every host in use: ALTER SYSTEM SET llm_gateway.allowed_hosts = '...'; SELECT pg_reload_conf();")));
+}
+
+static bool
+same_text(const char *a, const char *b)
+{
+	return a == NULL || b == NULL ? a == b : strcmp(a, b) == 0;
+}
+
 static void
 check_base_url(const LlmRow *row, const LlmRow *old, const char *name,
 			   const LlmDialect *dialect)
 {
 	char	   *base_url = llmgw_row_text(row, "base_url");
 	const char *written = base_url;
-	char	   *before = old ? llmgw_row_text(old, "base_url") : NULL;
-	char	   *refused;
-	char	   *hint = NULL;
 	const char *reason;
 	LlmUrl		url;
 
@@ -153,47 +181,59 @@ check_base_url(const LlmRow *row, const LlmRow *old, const char *name,
 				 errmsg("base_url of provider \"%s\" cannot be used: %s", name, reason),
 				 errhint("Give a URL as the provider's own SDK takes it, such as https://api.openai.com/v1; the key belongs into api_key.")));
 
-	/* who changes another column does not write the URL */
-	if (old != NULL && (written == NULL) == (before == NULL) &&
-		(written == NULL || strcmp(written, before) == 0))
-		return;
-
-	refused = llmgw_url_refused(&url, &hint);
-	if (refused != NULL)
-		ereport(superuser() ? WARNING : ERROR,
-				(errcode(superuser() ? ERRCODE_WARNING :
-						 ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("calls to provider \"%s\" are not allowed: %s", name, refused),
-				 errhint("%s", hint)));
-	else if (written != NULL && !superuser() &&
-			 (llmgw_allowed_hosts == NULL ||
-			  llmgw_allowed_hosts[strspn(llmgw_allowed_hosts, " ,\t")] == '\0') &&
-			 !llmgw_preset_has_host(&url))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied to send calls of provider \"%s\" to host \"%s\"",
-						name, url.host),
-				 errdetail("Only superusers choose a host that llm_gateway.allowed_hosts does not name and no preset has."),
-				 errhint("Let a superuser write this row, or list every host in use: ALTER SYSTEM SET llm_gateway.allowed_hosts = '...'; SELECT pg_reload_conf();")));
+	/*
+	 * Who changes another column does not write the URL.  The kind is none of
+	 * those: what the mock had was not judged.
+	 */
+	if (old == NULL || !same_text(written, llmgw_row_text(old, "base_url")) ||
+		!same_text(dialect->kind, llmgw_row_text(old, "kind")))
+		check_host(&url, name, false, written != NULL);
 }
 
 /* One of three words, or a URL that the provider may be reached by. */
 static void
-check_probe(const LlmRow *row)
+check_probe(const LlmRow *row, const LlmRow *old, const char *name)
 {
 	char	   *probe = llmgw_row_text(row, "probe");
-	char	   *reason;
-	char	   *hint;
+	const char *reason;
+	LlmUrl		url;
 
 	if (probe == NULL || strcmp(probe, "models") == 0 ||
 		strcmp(probe, "completion") == 0 || strcmp(probe, "none") == 0)
 		return;
-	reason = llmgw_host_refused(probe, &hint);
-	if (reason != NULL)
+	if (!llmgw_http_split_url(probe, &url, &reason))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("probe of %s cannot be used: %s", row->what, reason),
 				 errhint("Use models, completion, none, or the URL of a health check.")));
+	if (old == NULL || !same_text(probe, llmgw_row_text(old, "probe")))
+		check_host(&url, name, true, true);
+}
+
+/*
+ * A kind that is none.  One that is not a word may be a key: llm_add_provider's
+ * second argument is the kind, and somebody's guess.
+ */
+static void
+refuse_kind(const LlmRow *row, const char *kind)
+{
+	size_t		len = strlen(kind);
+	bool		word;
+
+	word = len <= 20 &&
+		strspn(kind, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_") == len;
+	if (!word)
+	{
+		llmgw_hide_statement("<statement with an API key>", kind);
+		error_context_stack = NULL;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 word ? errmsg("kind of %s must be a known one, not \"%s\"", row->what, kind) :
+			 errmsg("kind of %s must be a known one", row->what),
+			 errhint("Known kinds are %s; kind openai is also for every server that is compatible with OpenAI's.",
+					 llmgw_dialect_kinds()),
+			 errhidestmt(!word)));
 }
 
 static void
@@ -222,11 +262,7 @@ check_provider(LlmRow *row, const LlmRow *old)
 		return;					/* the column's constraint says it */
 	dialect = llmgw_dialect_find(kind);
 	if (dialect == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("kind of %s must be a known one, not \"%s\"", row->what, kind),
-				 errhint("Known kinds are %s; kind openai is also for every server that is compatible with OpenAI's.",
-						 llmgw_dialect_kinds())));
+		refuse_kind(row, kind);
 	check_base_url(row, old, name ? name : "", dialect);
 
 	llmgw_check_real(row, "weight", 0, HUGE_VAL,
@@ -243,7 +279,7 @@ check_provider(LlmRow *row, const LlmRow *old)
 	llmgw_check_span(row, "breaker_window", MAX_SPAN_US);
 	llmgw_check_span(row, "breaker_cooldown", MAX_SPAN_US);
 
-	check_probe(row);
+	check_probe(row, old, name ? name : "");
 
 	options = llmgw_row_object(row, "options");
 	if (options != NULL)

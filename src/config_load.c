@@ -299,7 +299,7 @@ read_secret(LlmConfig *config, Row *row, void *items, int i)
 	StoredSecret *secret = (StoredSecret *) items + i;
 
 	secret->name = text_column(row, "name");
-	secret->value = text_column(row, "value");
+	secret->value = text_column(row, "value") + LLMGW_SECRET_SALT;
 	secret->host = text_column(row, "allowed_host");
 }
 

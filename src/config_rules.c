@@ -261,12 +261,14 @@ text_array(const LlmRow *row, const char *column, int *n)
 }
 
 static void
-warn_unless_role(const LlmRow *row, const char *column)
+warn_unless_role(const LlmRow *row, const LlmRow *old, const char *column)
 {
 	char	   *role = llmgw_row_text(row, column);
+	char	   *before = old ? llmgw_row_text(old, column) : NULL;
 
 	llmgw_check_name(row, column, NAMEDATALEN - 1);
-	if (role != NULL && !OidIsValid(get_role_oid(role, true)))
+	if (role != NULL && (before == NULL || strcmp(role, before) != 0) &&
+		!OidIsValid(get_role_oid(role, true)))
 		ereport(WARNING,
 				(errcode(ERRCODE_WARNING),
 				 errmsg("%s of %s: role \"%s\" does not exist", column, row->what, role),
@@ -413,7 +415,7 @@ llmgw_check_priority(LlmRow *row, const LlmRow *old)
 		llmgw_reject(row, "standard_above", "be at most premium_above", hint);
 	if (economy > standard)
 		llmgw_reject(row, "economy_above", "be at most standard_above", hint);
-	warn_unless_role(row, "required_role");
+	warn_unless_role(row, old, "required_role");
 }
 
 static void
@@ -491,7 +493,7 @@ llmgw_check_routing_rule(LlmRow *row, const LlmRow *old)
 	llmgw_check_name(row, "model", MAX_MODEL_NAME);
 	llmgw_check_name(row, "alias", MAX_MODEL_NAME);
 	(void) llmgw_row_object(row, "tags");
-	warn_unless_role(row, "role");
+	warn_unless_role(row, old, "role");
 
 	/* in a dump the models may come later */
 	if (model != NULL && (before == NULL || strcmp(model, before) != 0) &&

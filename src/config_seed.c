@@ -172,7 +172,8 @@ has_tombstone(Relation tombstones, Datum table_name, Jsonb *key)
 
 	ScanKeyInit(&skey, llmgw_column_number(tombstones, "table_name"),
 				BTEqualStrategyNumber, F_TEXTEQ, table_name);
-	scan = systable_beginscan(tombstones, InvalidOid, false, NULL, 1, &skey);
+	/* also one that this statement has written: a restore is one COPY */
+	scan = systable_beginscan(tombstones, InvalidOid, false, SnapshotSelf, 1, &skey);
 	while (!found && HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		bool		isnull;

@@ -48,6 +48,8 @@ typedef struct Adding
 	const char *kind;
 	const char *api_key;
 	const char *base_url;
+	bool		own_api_key;	/* the caller's, not the preset's */
+	bool		own_base_url;
 } Adding;
 
 static void
@@ -133,7 +135,7 @@ keep_provider(Adding *adding)
 						adding->name, kind, adding->kind),
 				 errhint("Add the new one under another name, and give its kind.")));
 
-	if (adding->api_key != NULL &&
+	if (adding->own_api_key &&
 		(api_key == NULL || strcmp(api_key, adding->api_key) != 0))
 		ereport(NOTICE,
 				(errmsg("provider \"%s\" is already there, with %s%s", adding->name,
@@ -141,7 +143,7 @@ keep_provider(Adding *adding)
 				 errhint("To change it: UPDATE llm_providers SET api_key = %s WHERE name = %s;",
 						 quote_literal_cstr(adding->api_key),
 						 quote_literal_cstr(adding->name))));
-	if (adding->base_url != NULL &&
+	if (adding->own_base_url &&
 		(base_url == NULL || strcmp(base_url, adding->base_url) != 0))
 		ereport(NOTICE,
 				(errmsg("provider \"%s\" is already there, with another base_url",
@@ -196,8 +198,10 @@ check_key(Adding *adding)
 							quote_literal_cstr(adding->name));
 			break;
 		case LLMGW_SECRET_FILE:
-			reason = "this version cannot read key files";
-			hint = psprintf("Store the key: %s", set_secret);
+			if (llmgw_secret_from_file(provider->key_ref.name, &reason) != NULL)
+				return;
+			hint = psprintf("Put the key, one line, into the file \"%s\" in llm_gateway.secret_directory.",
+							provider->key_ref.name);
 			break;
 		case LLMGW_SECRET_STORED:
 			if (provider->stored_secret != NULL)
@@ -400,6 +404,8 @@ llmgw_sql_add_provider(PG_FUNCTION_ARGS)
 	adding.kind = text_argument(fcinfo, 1);
 	adding.api_key = text_argument(fcinfo, 2);
 	adding.base_url = text_argument(fcinfo, 3);
+	adding.own_api_key = adding.api_key != NULL;
+	adding.own_base_url = adding.base_url != NULL;
 
 	/* first of all, so that no other error can show a key */
 	if (!llmgw_secret_parse(adding.api_key, &ref))

@@ -59,8 +59,8 @@ static const Word words[] =
 };
 
 /*
- * What each level is.  A kind is a keyword of GRANT.  Objects that begin with
- * _llm_, and the functions of this file, are nobody's.
+ * What each level is.  A kind is a keyword of GRANT.  Nobody writes objects that
+ * begin with _llm_ or reads secrets, and the functions of this file are nobody's.
  */
 typedef struct Privilege
 {
@@ -84,6 +84,7 @@ static const Privilege privileges[] =
 	{REPORT, "SELECT", "TABLE", "llm_routing_rules"},
 	{REPORT, "SELECT", "TABLE", "llm_error_policies"},
 	/* or pg_dump could not be run by this role */
+	{REPORT, "SELECT", "TABLE", "_llm_tombstones"},
 	{REPORT, "SELECT", "SEQUENCE", "llm_routing_rules_id_seq"},
 
 	{ADMIN, "INSERT, UPDATE, DELETE", "TABLE", "llm_providers"},

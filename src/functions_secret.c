@@ -83,7 +83,10 @@ normal_host(const char *name, const char *host)
 				 errmsg("allowed_host of secret \"%s\" must be a host or host:port",
 						name),
 				 errhint("Give the host of the provider's base_url, such as 'api.openai.com'.")));
-	return colon ? psprintf("%s:%d", url.host, url.port) : url.host;
+	if (colon == NULL)
+		return url.host;
+	return strchr(url.host, ':') ? psprintf("[%s]:%d", url.host, url.port) :
+		psprintf("%s:%d", url.host, url.port);
 }
 
 static void
@@ -156,7 +159,7 @@ llmgw_sql_set_secret(PG_FUNCTION_ARGS)
 				values[at] = CStringGetTextDatum(name);
 				break;
 			case 1:
-				values[at] = CStringGetTextDatum(value);
+				values[at] = CStringGetTextDatum(llmgw_secret_salted(value));
 				break;
 			case 2:
 				nulls[at] = host == NULL;
@@ -218,12 +221,13 @@ llmgw_sql_drop_secret(PG_FUNCTION_ARGS)
 Datum
 llmgw_sql_secret_in(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_TEXT_P(cstring_to_text(PG_GETARG_CSTRING(0)));
+	PG_RETURN_TEXT_P(cstring_to_text(llmgw_secret_salted(PG_GETARG_CSTRING(0))));
 }
 
 Datum
 llmgw_sql_secret_out(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_CSTRING(superuser() ? text_to_cstring(PG_GETARG_TEXT_PP(0)) :
-					  pstrdup("********"));
+	PG_RETURN_CSTRING(pstrdup(superuser() ?
+							  text_to_cstring(PG_GETARG_TEXT_PP(0)) + LLMGW_SECRET_SALT :
+							  "********"));
 }

@@ -26,6 +26,7 @@ char	   *llmgw_allowed_hosts;
 char	   *llmgw_ca_file;
 char	   *llmgw_proxy;
 char	   *llmgw_secret_env_pattern;
+char	   *llmgw_secret_directory;
 int			llmgw_max_response_size;
 int			llmgw_max_batch_concurrency;
 
@@ -312,6 +313,14 @@ define_superuser_settings(void)
 							   &llmgw_secret_env_pattern, "*_API_KEY",
 							   PGC_SUSET, GUC_LIST_INPUT,
 							   check_secret_env_pattern, NULL, NULL);
+
+	DefineCustomStringVariable("llm_gateway.secret_directory",
+							   "Sets the directory of the files that may be used as keys.",
+							   "A reference file:NAME is the file NAME in it. A relative path is "
+							   "below the data directory. When empty, no file may be used.",
+							   &llmgw_secret_directory, "",
+							   PGC_SUSET, GUC_SUPERUSER_ONLY,
+							   NULL, NULL, NULL);
 
 	/* jsonb and text end at 1 GB, and an answer is both at some time */
 	DefineCustomIntVariable("llm_gateway.max_response_size",

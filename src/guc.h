@@ -39,6 +39,7 @@ extern char *llmgw_allowed_hosts;
 extern char *llmgw_ca_file;
 extern char *llmgw_proxy;
 extern char *llmgw_secret_env_pattern;
+extern char *llmgw_secret_directory;
 extern int	llmgw_max_response_size;	/* kB */
 extern int	llmgw_max_batch_concurrency;
 

@@ -12,6 +12,12 @@
 #include "postgres.h"
 
 #include <ctype.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "lib/stringinfo.h"
+#include "storage/fd.h"
 
 #include "guc.h"
 #include "secret.h"
@@ -169,6 +175,70 @@ llmgw_secret_from_env(const char *name, char **reason)
 	return value;
 }
 
+char *
+llmgw_secret_from_file(const char *name, char **reason)
+{
+	char		path[MAXPGPATH];
+	char		value[MAX_KEY_LENGTH + 2];
+	struct stat st;
+	const char *problem;
+	ssize_t		len;
+	int			fd;
+
+	*reason = NULL;
+	if (llmgw_secret_directory == NULL || llmgw_secret_directory[0] == '\0')
+	{
+		*reason = psprintf("key file \"%s\" cannot be read: llm_gateway.secret_directory is not set",
+						   name);
+		return NULL;
+	}
+
+	/*
+	 * The name has no slash and no leading dot (llmgw_secret_parse), so the
+	 * file is in that directory.  Not blocking: it might be a pipe.
+	 */
+	snprintf(path, sizeof(path), "%s/%s", llmgw_secret_directory, name);
+	fd = BasicOpenFile(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	if (fd < 0)
+	{
+		*reason = psprintf("key file \"%s\" cannot be read: %m", name);
+		return NULL;
+	}
+	if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
+	{
+		close(fd);
+		*reason = psprintf("key file \"%s\" is not a regular file", name);
+		return NULL;
+	}
+	len = read(fd, value, sizeof(value) - 1);
+	close(fd);
+	if (len < 0)
+	{
+		*reason = psprintf("key file \"%s\" cannot be read: %m", name);
+		return NULL;
+	}
+	value[len] = '\0';
+
+	/* editors end a file with a line break */
+	if (len > 0 && value[len - 1] == '\n')
+		value[--len] = '\0';
+	if (len > 0 && value[len - 1] == '\r')
+		value[--len] = '\0';
+	if (strlen(value) != len)
+		problem = "contains a NUL byte";
+	else if (strchr(value, '\n') != NULL)
+		problem = "has several lines, and must be one with the key";
+	else
+		problem = llmgw_secret_problem(value);
+	if (problem != NULL)
+	{
+		explicit_bzero(value, sizeof(value));
+		*reason = psprintf("key file \"%s\" %s", name, problem);
+		return NULL;
+	}
+	return pstrdup(value);
+}
+
 const char *
 llmgw_secret_problem(const char *value)
 {
@@ -187,4 +257,21 @@ llmgw_secret_problem(const char *value)
 			blank = false;
 	}
 	return blank ? "is blank" : NULL;
+}
+
+char *
+llmgw_secret_salted(const char *key)
+{
+	unsigned char salt[LLMGW_SECRET_SALT / 2];
+	StringInfoData buf;
+
+	if (!pg_strong_random(salt, sizeof(salt)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate random bytes")));
+	initStringInfo(&buf);
+	for (int i = 0; i < lengthof(salt); i++)
+		appendStringInfo(&buf, "%02x", salt[i]);
+	appendStringInfoString(&buf, key);
+	return buf.data;
 }

@@ -4,8 +4,9 @@
  *	  References to keys: their form, and reading what they refer to.
  *
  * A key never is configuration; a reference to it is: env:NAME, file:NAME or
- * secret:NAME.  This module knows the forms and reads environment variables.
- * Stored secrets are read by the configuration cache, which hands them in.
+ * secret:NAME.  This module knows the forms and reads environment
+ * variables and files.  Stored secrets are read by the configuration cache, which
+ * hands them in.
  *
  *-------------------------------------------------------------------------
  */
@@ -45,7 +46,26 @@ extern bool llmgw_secret_env_allowed(const char *name);
  */
 extern const char *llmgw_secret_from_env(const char *name, char **reason);
 
+/*
+ * The value of a file: reference: the one line of that file in
+ * llm_gateway.secret_directory, read anew each time, so that a key that is
+ * replaced there is used at once.  Palloc'd; or NULL and a palloc'd reason that
+ * never contains the value: no directory set, unreadable, no regular file,
+ * empty, too large, several lines, with control characters.
+ */
+extern char *llmgw_secret_from_file(const char *name, char **reason);
+
 /* NULL when the value can be a key; else a phrase saying why it cannot. */
 extern const char *llmgw_secret_problem(const char *value);
+
+/*
+ * A stored key begins with so many random characters.  Operators of records
+ * compare bytes and ask no type: who may read the table, and sees asterisks,
+ * could find out a key by comparing its row with guesses.
+ */
+#define LLMGW_SECRET_SALT	32
+
+/* a key as it is stored, palloc'd */
+extern char *llmgw_secret_salted(const char *key);
 
 #endif							/* LLMGW_SECRET_H */

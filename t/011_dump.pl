@@ -37,7 +37,7 @@ INSERT INTO llm_providers (name, kind, base_url, api_key, failure_domain, enable
     breaker_cooldown, probe, options) VALUES
     ('with \\ and "quotes"', 'openai', @{[ url() ]}, 'secret:stored', 'Zürich', false, 0.1, 1, 2, 3, '1.5 s', '1 day -1 hour',
      '0', '24 hours', 9, '1 us', '2 min', 'completion', '{"stream": false, "headers": {"X-Title": "a\\"b"}, "extra": {"n2": [1.10, null]}}'),
-    ('edited', 'mock', NULL, NULL, NULL, true, 1, NULL, NULL, NULL, '5 s', '30 s', '30 s', '120 s', 3, '60 s', '30 s', 'none', NULL),
+    ('edited', 'mock', NULL, NULL, NULL, true, 1, NULL, NULL, NULL, '5 s', '30 s', '30 s', '120 s', 3, '60 s', '30 s', 'https://probe.example.com/x', NULL),
     ('replaced', 'mock', NULL, NULL, NULL, true, 1, NULL, NULL, NULL, '5 s', '30 s', '30 s', '120 s', 3, '60 s', '30 s', 'none', NULL),
     ('renamed', 'mock', NULL, NULL, NULL, true, 1, NULL, NULL, NULL, '5 s', '30 s', '30 s', '120 s', 3, '60 s', '30 s', 'none', NULL),
     ('deleted', 'mock', NULL, NULL, NULL, true, 1, NULL, NULL, NULL, '5 s', '30 s', '30 s', '120 s', 3, '60 s', '30 s', 'none', NULL),
@@ -234,6 +234,10 @@ program('a restore of a restored database', $node, 'psql', '-X', '-q', '-v', 'ON
 same_ok(contents('again'), contents('plain'), 'edited after a restore');
 is($gw->sql(q{SELECT count(*) FROM llm_tasks WHERE name IN ('default', 'creative')}, 'again'), '0', 'seeds stay deleted');
 
+# By a role that may read the configuration
+program('pg_dump by who has "report"', $node, 'pg_dump', '-U', 'analyst', connect_to('postgres'), '-f', "$directory/analyst.sql");
+is(normal(slurp_file("$directory/analyst.sql")), normal($dump), 'gives the same');
+
 # In one transaction, and as INSERTs
 
 $gw->sql('CREATE DATABASE single');
@@ -278,6 +282,7 @@ same_ok($rows, $want, 'rows alone');
 	$gw->sql('CREATE DATABASE elsewhere');
 	my $said = program('restore where hosts and variables are not allowed', $node, 'psql', '-X', '-q', '-o', '/dev/null', '-v', 'ON_ERROR_STOP=1', connect_to('elsewhere'), '-f', "$directory/1.sql");
 	like($said, qr/WARNING: .*calls to provider "fake" are not allowed: host "127\.0\.0\.1"/, 'a warning of the host');
+	like($said, qr/WARNING: .*probes of provider "edited" are not allowed: host "probe\.example\.com"/, 'a warning of a probe');
 	like($said, qr/WARNING: .*api_key of provider "fake" names an environment variable that may not be used/, 'a warning of the variable');
 	unlike($said, qr/ERROR/, 'no error');
 }

@@ -142,6 +142,8 @@ for my $statement (
 	"INSERT INTO llm_providers (name, kind, base_url, api_key, weight) VALUES (NULL, 'x', 'x', '$key{raw}', 'NaN')",
 	"COPY llm_providers (name, api_key) FROM stdin;\nx\t$key{raw}\n\\.\nSELECT 1",
 	"SELECT * FROM llm_add_provider('openai', api_key => '$key{raw}')",
+	"SELECT * FROM llm_add_provider('openai', '$key{raw}')",
+	"INSERT INTO llm_providers (name, kind) VALUES ('x', '$key{raw}')",
 	"DO \$\$ BEGIN UPDATE llm_providers SET api_key = '$key{raw}'; END \$\$",
 	"WITH p AS (INSERT INTO llm_providers (name, api_key) VALUES ('x', '$key{raw}') RETURNING *) SELECT * FROM p",
 	"INSERT INTO llm_providers (name, base_url) VALUES ('x', 'https://user:$key{raw}\@api.openai.com/v1')",
@@ -269,7 +271,7 @@ for my $role (sort keys %session)
 	  'SELECT value::text::int FROM _llm_secrets',
 	  'SELECT pg_read_file(\'/proc/self/environ\')', 'SHOW ALL', 'SELECT * FROM pg_show_all_settings()';
 }
-ok(!exists $rows{caller}{$_} && !exists $rows{gateway_admin}{$_}, "$_ is for nobody") for qw(_llm_secrets _llm_tombstones);
+ok(!exists $rows{$_->[0]}{$_->[1]}, "$_->[1] is not for $_->[0]") for [ 'caller', '_llm_secrets' ], [ 'gateway_admin', '_llm_secrets' ], [ 'caller', '_llm_tombstones' ];
 is($rows{reader}{_llm_secrets}, '', 'row security lets no reader in');
 like($rows{bypass}{_llm_secrets}, qr/^\(stored,\*{8},/m, 'who bypasses it reads asterisks');
 SKIP:
