@@ -360,7 +360,7 @@ use warnings;
 
 use Carp qw(croak);
 use IPC::Run;
-use Time::HiRes qw(time);
+use Time::HiRes qw(sleep time);
 
 sub new
 {
@@ -407,7 +407,13 @@ sub start
 	$self->{timer}->start($LlmGateway::PATIENCE);
 	$self->{started} = time;
 	$self->{in} .= "$sql\n\\echo $self->{marker}\n\\warn $self->{marker}\n";
-	eval { $self->{run}->pump_nb while length $self->{in} && $self->{run}->pumpable; 1 };
+	eval {
+		while (length $self->{in} && $self->{run}->pumpable)
+		{
+			$self->{run}->pump_nb;
+			sleep 0.001 if length $self->{in};
+		}
+	};
 	return;
 }
 
@@ -476,10 +482,6 @@ sub quit
 {
 	my ($self) = @_;
 	my $run = delete $self->{run} or return;
-	eval {
-		$self->{in} .= "\\q\n";
-		$run->pump_nb while length $self->{in} && $run->pumpable;
-	};
 	eval { $run->kill_kill(grace => 5) };
 	return;
 }
