@@ -220,20 +220,46 @@ check_secret_env_pattern(char **newval, void **extra, GucSource source)
 }
 
 /* The URL may hold a password, so the message does not repeat it. */
+/*
+ * [scheme://][user[:password]@]host[:port]; what libcurl would make of anything
+ * else, it might say in an error, with the password.  Ours does not repeat it.
+ */
 static bool
 check_proxy(char **newval, void **extra, GucSource source)
 {
-	for (const char *c = *newval; *c; c++)
+	static const char *const schemes[] = {
+		"http", "https", "socks4", "socks4a", "socks5", "socks5h"
+	};
+	const char *rest = strstr(*newval, "://");
+	const char *host;
+	bool		good = true;
+
+	if (**newval == '\0')
+		return true;
+	if (rest != NULL)
 	{
-		if ((unsigned char) *c <= ' ' || *c == 0x7F)
-		{
-			GUC_check_errmsg("invalid value for parameter \"%s\"",
-							 "llm_gateway.proxy");
-			GUC_check_errdetail("A proxy's URL has no blanks or control characters.");
-			return false;
-		}
+		good = false;
+		for (int i = 0; i < lengthof(schemes); i++)
+			if (strlen(schemes[i]) == rest - *newval &&
+				pg_strncasecmp(*newval, schemes[i], rest - *newval) == 0)
+				good = true;
+		rest += 3;
 	}
-	return true;
+	else
+		rest = *newval;
+	host = strrchr(rest, '@');
+	host = host ? host + 1 : rest;
+	for (const char *c = rest; c < host; c++)
+		good = good && (unsigned char) *c > ' ' && *c != 0x7F && strchr("/?#", *c) == NULL;
+	for (const char *c = host; *c; c++)
+		good = good && !IS_HIGHBIT_SET(*c) &&
+			(isalnum((unsigned char) *c) || strchr(".-_:[]", *c) != NULL);
+	if (good && *host != '\0')
+		return true;
+	GUC_check_errmsg("invalid value for parameter \"%s\"", "llm_gateway.proxy");
+	GUC_check_errdetail("It is no URL of a proxy such as http://user:password@host:3128.");
+	GUC_check_errhint("Schemes are http, https, socks4, socks4a, socks5 and socks5h; in a user's name or password write / ? # as %%2F %%3F %%23.");
+	return false;
 }
 
 static bool
