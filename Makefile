@@ -31,6 +31,8 @@ OBJS = \
 	src/functions_args.o \
 	src/functions_batch.o \
 	src/functions_grant.o \
+	src/functions_prices.o \
+	src/functions_prices_entry.o \
 	src/functions_secret.o \
 	src/guc.o \
 	src/http.o \

@@ -624,6 +624,18 @@ REVOKE ALL ON FUNCTION @extschema@.llm_complete_batch FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.llm_complete_batch
 IS 'the answers to many prompts, asked for at the same time; idx is the place of the prompt in the array';
 
+-- Makes no call; reads the configuration as of now.
+CREATE FUNCTION @extschema@.llm_estimate_cost(
+    prompt text,
+    model text,
+    max_tokens integer DEFAULT NULL)
+RETURNS numeric
+AS 'MODULE_PATHNAME', 'llmgw_sql_estimate_cost'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 100;
+REVOKE ALL ON FUNCTION @extschema@.llm_estimate_cost FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.llm_estimate_cost
+IS 'what a call would cost by estimate, in USD; NULL: the price is unknown';
+
 
 -- ---------------------------------------------------------------------------
 -- Administration
@@ -642,6 +654,15 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000 ROWS 10;
 REVOKE ALL ON FUNCTION @extschema@.llm_add_provider FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.llm_add_provider
 IS 'adds a provider, its models and, where there are none, routing rules; returns what it added';
+
+-- Acts with the privileges of its caller; adds no model.
+CREATE FUNCTION @extschema@.llm_import_prices(prices jsonb)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'llmgw_sql_import_prices'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE COST 1000;
+REVOKE ALL ON FUNCTION @extschema@.llm_import_prices FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.llm_import_prices
+IS 'sets prices, limits and capabilities of the models that there are from a price list as LiteLLM publishes it; returns how many models it changed';
 
 -- Whoever may execute it may store a key, without any right on the table.
 CREATE FUNCTION @extschema@.llm_set_secret(

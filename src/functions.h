@@ -60,6 +60,15 @@ extern LlmSpec *llmgw_args_read(FunctionCallInfo fcinfo, MemoryContext context);
 /* Raises 22023 for a prompt that no provider takes. */
 extern void llmgw_args_check_prompt(const char *prompt);
 
+/* Raises 42704 for a name that is neither an alias nor a model's. */
+extern void llmgw_args_check_model(const LlmConfig *config, const char *model);
+
+/* Raises 22023 for a limit of tokens that is not positive. */
+extern void llmgw_args_check_max_tokens(int max_tokens);
+
+/* The tags of llm_gateway.tags; NULL: none. */
+extern Jsonb *llmgw_args_default_tags(void);
+
 /* functions.c */
 
 /* Fills DETAIL from a call that is done; palloc'd in the current context. */

@@ -180,12 +180,20 @@ read_params(FunctionCallInfo fcinfo)
 	return params;
 }
 
+Jsonb *
+llmgw_args_default_tags(void)
+{
+	if (llmgw_tags == NULL || llmgw_tags[0] == '\0')
+		return NULL;
+	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(llmgw_tags)));
+}
+
 /* The setting's tags, and over them the argument's. */
 static Jsonb *
 read_tags(FunctionCallInfo fcinfo)
 {
 	Jsonb	   *tags = NULL;
-	Jsonb	   *all = NULL;
+	Jsonb	   *all;
 
 	if (!PG_ARGISNULL(LLMGW_ARG_TAGS))
 	{
@@ -196,8 +204,7 @@ read_tags(FunctionCallInfo fcinfo)
 					 errmsg("tags must be a JSON object"),
 					 errhint("For example tags => '{\"team\": \"search\"}'.")));
 	}
-	if (llmgw_tags != NULL && llmgw_tags[0] != '\0')
-		all = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(llmgw_tags)));
+	all = llmgw_args_default_tags();
 	if (all == NULL || tags == NULL)
 		return all ? all : tags;
 	return DatumGetJsonbP(DirectFunctionCall2(jsonb_concat, JsonbPGetDatum(all),
@@ -212,6 +219,26 @@ llmgw_args_check_prompt(const char *prompt)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("prompt must not be empty"),
 				 errhint("A NULL prompt gives NULL without a call.")));
+}
+
+void
+llmgw_args_check_model(const LlmConfig *config, const char *model)
+{
+	if (!llmgw_route_knows(config, model))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("model \"%s\" does not exist", model),
+				 errdetail("It is neither an alias in llm_routing_rules, nor provider/model or a model's name in llm_models."),
+				 errhint("Add it with llm_add_provider(), or with INSERT INTO llm_models(provider, name).")));
+}
+
+void
+llmgw_args_check_max_tokens(int max_tokens)
+{
+	if (max_tokens <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("max_tokens must be positive, not %d", max_tokens)));
 }
 
 LlmSpec *
@@ -238,12 +265,8 @@ llmgw_args_read(FunctionCallInfo fcinfo, MemoryContext context)
 
 	spec->priority = read_priority(fcinfo, spec->config, spec->role);
 	spec->model = text_arg(fcinfo, LLMGW_ARG_MODEL);
-	if (spec->model != NULL && !llmgw_route_knows(spec->config, spec->model))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("model \"%s\" does not exist", spec->model),
-				 errdetail("It is neither an alias in llm_routing_rules, nor provider/model or a model's name in llm_models."),
-				 errhint("Add it with llm_add_provider(), or with INSERT INTO llm_models(provider, name).")));
+	if (spec->model != NULL)
+		llmgw_args_check_model(spec->config, spec->model);
 	spec->task = read_task(fcinfo, spec->config);
 	spec->optimize = read_word(fcinfo, LLMGW_ARG_OPTIMIZE, "optimize",
 							   llmgw_default_optimize, llmgw_optimize_from_name,
@@ -253,10 +276,7 @@ llmgw_args_read(FunctionCallInfo fcinfo, MemoryContext context)
 	if (!PG_ARGISNULL(LLMGW_ARG_MAX_TOKENS))
 	{
 		spec->max_tokens = PG_GETARG_INT32(LLMGW_ARG_MAX_TOKENS);
-		if (spec->max_tokens <= 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("max_tokens must be positive, not %d", spec->max_tokens)));
+		llmgw_args_check_max_tokens(spec->max_tokens);
 	}
 	if (!PG_ARGISNULL(LLMGW_ARG_TEMPERATURE))
 	{

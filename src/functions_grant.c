@@ -75,6 +75,7 @@ static const Privilege privileges[] =
 	{CALL, "EXECUTE", "FUNCTION", "llm_complete"},
 	{CALL, "EXECUTE", "FUNCTION", "llm_complete_detail"},
 	{CALL, "EXECUTE", "FUNCTION", "llm_complete_batch"},
+	{CALL | REPORT, "EXECUTE", "FUNCTION", "llm_estimate_cost"},
 
 	{REPORT, "SELECT", "TABLE", "llm_providers"},
 	{REPORT, "SELECT", "TABLE", "llm_models"},
@@ -95,6 +96,7 @@ static const Privilege privileges[] =
 	{ADMIN, "INSERT, UPDATE, DELETE", "TABLE", "llm_routing_rules"},
 	{ADMIN, "INSERT, UPDATE, DELETE", "TABLE", "llm_error_policies"},
 	{ADMIN, "EXECUTE", "FUNCTION", "llm_add_provider"},
+	{ADMIN, "EXECUTE", "FUNCTION", "llm_import_prices"},
 	{ADMIN, "EXECUTE", "FUNCTION", "llm_set_secret"},
 	{ADMIN, "EXECUTE", "FUNCTION", "llm_drop_secret"},
 };
