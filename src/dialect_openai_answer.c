@@ -262,23 +262,22 @@ read_embedded_error(JsonbContainer *root, bool any_shape, LlmAnswer *answer)
  * Answers
  */
 
-/* Sets *count to a number of tokens where there is one; false: an absurd one. */
+/*
+ * A count of tokens; one that is not there stays as it is.  False when it is no
+ * such number: then nothing is known of the usage, and the answer, which is
+ * whole all the same, is priced by an estimate.
+ */
 static bool
-read_count(LlmAnswer *answer, JsonbContainer *usage, int64 *count,
-		   const char *group, const char *key)
+read_count(JsonbContainer *usage, int64 *count, const char *group,
+		   const char *key)
 {
 	JsonbValue	v;
 	bool		found;
 
 	found = group ? llmgw_json_get(usage, &v, group, key, NULL) :
 		llmgw_json_get(usage, &v, key, NULL);
-	if (!found)
-		return true;
-	if (llmgw_json_value_int(&v, count) && *count >= 0 && *count <= PG_INT32_MAX)
-		return true;
-	llmgw_answer_fail(answer, LLMGW_MALFORMED,
-					  psprintf("usage: \"%s\" is no number of tokens", key));
-	return false;
+	return !found || (llmgw_json_value_int(&v, count) &&
+					  *count >= 0 && *count <= PG_INT32_MAX);
 }
 
 /*
@@ -298,12 +297,12 @@ read_usage(JsonbContainer *root, LlmAnswer *answer)
 		!JsonContainerIsObject(v.val.binary.data))
 		return;
 	c = v.val.binary.data;
-	if (!read_count(answer, c, &u.input, NULL, "prompt_tokens") ||
-		!read_count(answer, c, &u.output, NULL, "completion_tokens") ||
-		!read_count(answer, c, &total, NULL, "total_tokens") ||
-		!read_count(answer, c, &u.cached_input, "prompt_tokens_details", "cached_tokens") ||
-		!read_count(answer, c, &u.cache_write, "prompt_tokens_details", "cache_write_tokens") ||
-		!read_count(answer, c, &u.reasoning, "completion_tokens_details", "reasoning_tokens") ||
+	if (!read_count(c, &u.input, NULL, "prompt_tokens") ||
+		!read_count(c, &u.output, NULL, "completion_tokens") ||
+		!read_count(c, &total, NULL, "total_tokens") ||
+		!read_count(c, &u.cached_input, "prompt_tokens_details", "cached_tokens") ||
+		!read_count(c, &u.cache_write, "prompt_tokens_details", "cache_write_tokens") ||
+		!read_count(c, &u.reasoning, "completion_tokens_details", "reasoning_tokens") ||
 		u.input < 0 || u.output < 0)
 		return;
 
@@ -316,29 +315,43 @@ read_usage(JsonbContainer *root, LlmAnswer *answer)
 	answer->usage = u;
 }
 
-/* A string, or an array of parts of which those with text count. */
+/*
+ * A string, or an array of parts of which those with text count.  What is
+ * neither must not be left out: the rest would pass for the whole answer.
+ */
 static void
 append_content(JsonbContainer *message, LlmAnswer *answer)
 {
+	static const char *const problem = "the answer's content is neither text nor parts";
 	JsonbValue	v;
 	JsonbContainer *parts;
 
 	if (!llmgw_json_get(message, &v, "content", NULL))
 		return;
 	if (v.type == jbvString)
+	{
 		appendBinaryStringInfo(&answer->text, v.val.string.val, v.val.string.len);
-	if (v.type != jbvBinary || !JsonContainerIsArray(v.val.binary.data))
 		return;
+	}
+	if (v.type != jbvBinary || !JsonContainerIsArray(v.val.binary.data))
+	{
+		llmgw_answer_fail(answer, LLMGW_MALFORMED, problem);
+		return;
+	}
 	parts = v.val.binary.data;
 	for (uint32 i = 0; i < JsonContainerSize(parts); i++)
 	{
 		JsonbValue *part = getIthJsonbValueFromContainer(parts, i);
 
-		if (part->type == jbvBinary &&
-			llmgw_json_get(part->val.binary.data, &v, "text", NULL) &&
-			v.type == jbvString)
+		if (part->type != jbvBinary || !JsonContainerIsObject(part->val.binary.data))
+			llmgw_answer_fail(answer, LLMGW_MALFORMED, problem);
+		else if (!llmgw_json_get(part->val.binary.data, &v, "text", NULL))
+			continue;			/* an image, a thought, ... */
+		else if (v.type == jbvString)
 			appendBinaryStringInfo(&answer->text, v.val.string.val,
 								   v.val.string.len);
+		else
+			llmgw_answer_fail(answer, LLMGW_MALFORMED, problem);
 	}
 }
 
@@ -484,9 +497,13 @@ read_choice(JsonbContainer *choice, bool streamed, LlmAnswer *answer)
 	JsonbValue	v;
 
 	answer->has_content = true;
-	if (llmgw_json_get(choice, &v, streamed ? "delta" : "message", NULL) &&
-		v.type == jbvBinary)
+	if (llmgw_json_get(choice, &v, streamed ? "delta" : "message", NULL))
 	{
+		if (v.type != jbvBinary || !JsonContainerIsObject(v.val.binary.data))
+		{
+			llmgw_answer_fail(answer, LLMGW_MALFORMED, "the answer's choice has no message");
+			return;
+		}
 		append_content(v.val.binary.data, answer);
 		append_refusal(v.val.binary.data, answer);
 		append_tool_calls(v.val.binary.data, streamed, answer);

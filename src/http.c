@@ -36,6 +36,10 @@
 /* a body buffer larger than this is not kept once it was consumed */
 #define MAX_KEPT_BUFFER		(1024 * 1024)
 
+/*
+ * They keep the options that are the same for every request
+ * (set_constant_options); whatever else a request may set, every request sets.
+ */
 static CURL *idle_handles[MAX_IDLE_HANDLES];
 static int	nidle_handles = 0;
 
@@ -292,8 +296,12 @@ outcome_of(const LlmTransfer *t, CURLcode rc)
 	{
 		case CURLE_COULDNT_RESOLVE_HOST:
 			return LLMGW_HTTP_FAILED_RESOLVE;
-		case CURLE_COULDNT_RESOLVE_PROXY:
 		case CURLE_UNSUPPORTED_PROTOCOL:
+			/* of the proxy's URL; later, what came back is no HTTP */
+			if (t->requested)
+				return LLMGW_HTTP_FAILED_NETWORK;
+			/* FALLTHROUGH */
+		case CURLE_COULDNT_RESOLVE_PROXY:
 		case CURLE_PROXY:
 			return LLMGW_HTTP_FAILED_PROXY;
 		case CURLE_COULDNT_CONNECT:
@@ -311,7 +319,9 @@ outcome_of(const LlmTransfer *t, CURLcode rc)
 		case CURLE_SSL_PINNEDPUBKEYNOTMATCH:
 			return LLMGW_HTTP_FAILED_TLS;
 		case CURLE_OUT_OF_MEMORY:
-			return LLMGW_HTTP_FAILED_INTERNAL;
+			/* in an answer: also a header line of more than 100 kB */
+			return t->requested ? LLMGW_HTTP_FAILED_NETWORK :
+				LLMGW_HTTP_FAILED_INTERNAL;
 		default:
 			return LLMGW_HTTP_FAILED_NETWORK;
 	}
@@ -324,6 +334,9 @@ on_done(LlmCurlDone *done, CURLcode rc)
 
 	if (t->lost_connection)
 		strlcpy(t->message, "the connection was closed before an answer came",
+				sizeof(t->message));
+	else if (rc == CURLE_OUT_OF_MEMORY && t->requested && !t->no_memory)
+		strlcpy(t->message, "a header line of the answer is too long, or memory has run short",
 				sizeof(t->message));
 	else if (rc != CURLE_OK && t->message[0] == '\0')
 		strlcpy(t->message, curl_easy_strerror(rc), sizeof(t->message));
@@ -406,9 +419,13 @@ llmgw_http_stop(LlmTransfer *t)
 
 	llmgw_curl_enter(&guard);
 	curl_multi_remove_handle(llmgw_loop_multi(), t->easy);
-	if (t->outcome == LLMGW_HTTP_DONE && nidle_handles < MAX_IDLE_HANDLES)
+	if (t->outcome == LLMGW_HTTP_DONE && !t->custom_ca &&
+		nidle_handles < MAX_IDLE_HANDLES)
 	{
-		curl_easy_reset(t->easy);
+		/* what it points to goes with the transfer */
+		curl_easy_setopt(t->easy, CURLOPT_ERRORBUFFER, NULL);
+		curl_easy_setopt(t->easy, CURLOPT_PRIVATE, NULL);
+		curl_easy_setopt(t->easy, CURLOPT_HTTPHEADER, NULL);
 		idle_handles[nidle_handles++] = t->easy;
 	}
 	else
@@ -442,39 +459,20 @@ add_header(LlmTransfer *t, const char *line)
 	return true;
 }
 
-static bool
-set_options(LlmTransfer *t, const LlmHttpRequest *r)
-{
-	CURL	   *h = t->easy;
-	CURLcode	rc = CURLE_OK;
-
-	for (int i = 0; i < r->nheaders; i++)
-		if (!add_header(t, r->headers[i]))
-			return false;
-
-	/*
-	 * Without this curl asks before it sends a large body, and waits a second
-	 * for servers that do not answer.
-	 */
-	if (!add_header(t, "Expect:"))
-		return false;
-
 #define SET(option, value) \
 	if (rc == CURLE_OK) rc = curl_easy_setopt(h, option, value)
 
-	SET(CURLOPT_URL, r->url);
-	SET(CURLOPT_PRIVATE, &t->done);
-	SET(CURLOPT_ERRORBUFFER, t->message);
-	SET(CURLOPT_HTTPHEADER, t->slist);
+/* The options of a new handle that no request changes. */
+static CURLcode
+set_constant_options(CURL *h)
+{
+	CURLcode	rc = CURLE_OK;
+
 	SET(CURLOPT_WRITEFUNCTION, on_body);
-	SET(CURLOPT_WRITEDATA, t);
 	SET(CURLOPT_HEADERFUNCTION, on_header);
-	SET(CURLOPT_HEADERDATA, t);
 	SET(CURLOPT_OPENSOCKETFUNCTION, on_open_socket);
-	SET(CURLOPT_OPENSOCKETDATA, t);
 	SET(CURLOPT_CLOSESOCKETFUNCTION, llmgw_loop_close_socket);
 	SET(CURLOPT_PREREQFUNCTION, on_request);
-	SET(CURLOPT_PREREQDATA, t);
 
 	/* no alarm(), and no waiting for a resolver's thread on cancel */
 	SET(CURLOPT_NOSIGNAL, 1L);
@@ -483,19 +481,50 @@ set_options(LlmTransfer *t, const LlmHttpRequest *r)
 	/* a redirect would carry the key to a host that nobody configured */
 	SET(CURLOPT_FOLLOWLOCATION, 0L);
 	SET(LLMGW_CURL_PROTOCOLS, LLMGW_CURL_PROTOCOLS_VALUE);
-	SET(CURLOPT_PROXY, r->proxy ? r->proxy : "");
 	SET(CURLOPT_NOPROXY, "");
 	SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
-	if (r->fresh)
-		SET(CURLOPT_FRESH_CONNECT, 1L);
-	if (r->ca_file != NULL)
-		SET(CURLOPT_CAINFO, r->ca_file);
 	SET(CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
-	if (pg_strncasecmp(r->url, "https:", 6) == 0)
-		SET(CURLOPT_PIPEWAIT, 1L);
+	SET(CURLOPT_TCP_KEEPALIVE, 1L);
+	return rc;
+}
+
+/* The options that belong to this request: all of them, each time. */
+static CURLcode
+set_request_options(LlmTransfer *t, const LlmHttpRequest *r)
+{
+	CURL	   *h = t->easy;
+	CURLcode	rc = CURLE_OK;
+
+	for (int i = 0; i < r->nheaders; i++)
+		if (!add_header(t, r->headers[i]))
+			return CURLE_OUT_OF_MEMORY;
+
+	/*
+	 * Without this curl asks before it sends a large body, and waits a second
+	 * for servers that do not answer.
+	 */
+	if (!add_header(t, "Expect:"))
+		return CURLE_OUT_OF_MEMORY;
+
+	SET(CURLOPT_URL, r->url);
+	SET(CURLOPT_PRIVATE, &t->done);
+	SET(CURLOPT_ERRORBUFFER, t->message);
+	SET(CURLOPT_HTTPHEADER, t->slist);
+	SET(CURLOPT_WRITEDATA, t);
+	SET(CURLOPT_HEADERDATA, t);
+	SET(CURLOPT_OPENSOCKETDATA, t);
+	SET(CURLOPT_PREREQDATA, t);
+	SET(CURLOPT_PROXY, r->proxy ? r->proxy : "");
+	SET(CURLOPT_FRESH_CONNECT, r->fresh ? 1L : 0L);
+	SET(CURLOPT_PIPEWAIT, pg_strncasecmp(r->url, "https:", 6) == 0 ? 1L : 0L);
 	SET(CURLOPT_CONNECTTIMEOUT_MS, r->connect_ms > 0 ? (long) r->connect_ms :
 		(long) INT_MAX);
-	SET(CURLOPT_TCP_KEEPALIVE, 1L);
+	if (r->ca_file != NULL)
+	{
+		/* there is no way back to the default: such a handle is not kept */
+		t->custom_ca = true;
+		SET(CURLOPT_CAINFO, r->ca_file);
+	}
 	if (r->body != NULL)
 	{
 		SET(CURLOPT_POST, 1L);
@@ -504,12 +533,10 @@ set_options(LlmTransfer *t, const LlmHttpRequest *r)
 	}
 	else
 		SET(CURLOPT_HTTPGET, 1L);
-#undef SET
-
-	if (rc != CURLE_OK)
-		strlcpy(t->message, curl_easy_strerror(rc), sizeof(t->message));
-	return rc == CURLE_OK;
+	return rc;
 }
+
+#undef SET
 
 /* Hands the request to curl.  False: could not, for lack of memory. */
 static bool
@@ -517,13 +544,21 @@ start_curl(LlmTransfer *t, const LlmHttpRequest *r)
 {
 	CURLM	   *multi = llmgw_loop_multi();
 	LlmCurlGuard guard;
+	CURLcode	rc = CURLE_OK;
 	bool		ok;
 
 	llmgw_curl_enter(&guard);
-	t->easy = nidle_handles > 0 ? idle_handles[--nidle_handles] :
-		curl_easy_init();
-	ok = t->easy != NULL && set_options(t, r) &&
-		curl_multi_add_handle(multi, t->easy) == CURLM_OK;
+	if (nidle_handles > 0)
+		t->easy = idle_handles[--nidle_handles];
+	else if ((t->easy = curl_easy_init()) == NULL)
+		rc = CURLE_OUT_OF_MEMORY;
+	else
+		rc = set_constant_options(t->easy);
+	if (rc == CURLE_OK)
+		rc = set_request_options(t, r);
+	if (rc != CURLE_OK)
+		strlcpy(t->message, curl_easy_strerror(rc), sizeof(t->message));
+	ok = rc == CURLE_OK && curl_multi_add_handle(multi, t->easy) == CURLM_OK;
 	llmgw_curl_leave(&guard);
 	return ok;
 }

@@ -116,6 +116,7 @@ typedef struct LlmTransfer
 	int64		max_response;
 	CURL	   *easy;
 	struct curl_slist *slist;
+	bool		custom_ca;		/* the handle is of no use to others */
 	bool		stale;			/* the kept connection was closed already */
 	bool		requested;		/* the request went out */
 	bool		lost_connection;	/* and its connection was lost */

@@ -31,6 +31,9 @@
 
 #include "json.h"
 
+/* a document with more values than this is not read */
+#define MAX_JSON_VALUES		250000
+
 /*
  * Reading
  */
@@ -182,6 +185,32 @@ reason_for(int sqlstate, const char *doc, size_t len)
 	return pstrdup("not valid JSON: syntax error");
 }
 
+/*
+ * Whether a document has more values than jsonb_in should be given.  It keeps
+ * each in some hundred bytes until the document is read, does not look for
+ * interrupts meanwhile, and beyond 2^24 fails with an internal error.
+ */
+static bool
+has_too_many_values(const char *doc, size_t len)
+{
+	const char *end = doc + len;
+	int			n = 0;
+
+	for (; doc < end; doc++)
+	{
+		if (*doc == '"')
+		{
+			for (doc++; doc < end && *doc != '"'; doc++)
+				if (*doc == '\\')
+					doc++;
+		}
+		else if ((*doc == ',' || *doc == '[' || *doc == '{' || *doc == ':') &&
+				 ++n > MAX_JSON_VALUES)
+			return true;
+	}
+	return false;
+}
+
 static Jsonb *
 parse(const char *doc, size_t len, bool is_utf8, char **reason)
 {
@@ -190,6 +219,12 @@ parse(const char *doc, size_t len, bool is_utf8, char **reason)
 	uint32		cancel_holdoff = QueryCancelHoldoffCount;
 	Jsonb	   *volatile result = NULL;
 	volatile int sqlstate = 0;
+
+	if (has_too_many_values(doc, len))
+	{
+		*reason = pstrdup("not valid JSON: too many values");
+		return NULL;
+	}
 
 	PG_TRY();
 	{
