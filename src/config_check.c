@@ -61,12 +61,18 @@ llmgw_hide_statement(const char *instead, const char *secret)
 	{
 		size_t		len = strlen(secret);
 		char	   *at = unconstify(char *, sent);
+		bool		found = false;
 
 		while ((at = strstr(at, secret)) != NULL)
 		{
 			memset(at, '*', len);
 			at += len;
+			found = true;
 		}
+
+		/* it may be written in another way: E'\x73k-...', or with '' in it */
+		if (!found && strchr(sent, '\'') != NULL)
+			memset(unconstify(char *, sent), '*', strlen(sent));
 	}
 	debug_query_string = instead;
 	pgstat_report_activity(STATE_RUNNING, instead);
@@ -163,6 +169,7 @@ check_base_url(const LlmRow *row, const LlmRow *old, const char *name,
 	const char *written = base_url;
 	const char *reason;
 	LlmUrl		url;
+	bool		new_key;
 
 	if (dialect == &llmgw_dialect_mock)
 		return;
@@ -182,11 +189,15 @@ check_base_url(const LlmRow *row, const LlmRow *old, const char *name,
 				 errhint("Give a URL as the provider's own SDK takes it, such as https://api.openai.com/v1; the key belongs into api_key.")));
 
 	/*
-	 * Who changes another column does not write the URL.  The kind is none of
-	 * those: what the mock had was not judged.
+	 * Who changes another column does not choose where a key goes.  The kind is
+	 * none of those: what the mock had was not judged.  Nor is the key: a host
+	 * that was allowed without one was not trusted with this one.
 	 */
+	new_key = llmgw_row_text(row, "api_key") != NULL &&
+		(old == NULL || !same_text(llmgw_row_text(row, "api_key"),
+								   llmgw_row_text(old, "api_key")));
 	if (old == NULL || !same_text(written, llmgw_row_text(old, "base_url")) ||
-		!same_text(dialect->kind, llmgw_row_text(old, "kind")))
+		!same_text(dialect->kind, llmgw_row_text(old, "kind")) || new_key)
 		check_host(&url, name, false, written != NULL);
 }
 
@@ -352,6 +363,16 @@ llmgw_sql_config_row(PG_FUNCTION_ARGS)
 		if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
 			new = trigger->tg_newtuple;
 	}
+
+	/*
+	 * llm_set_secret() does not come this way.  Who does could bind a key to
+	 * another host, or copy it to a name that is bound to none, unseen.
+	 */
+	if (strcmp(table, "_llm_secrets") == 0 && !superuser())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for table %s", table),
+				 errhint("Use llm_set_secret() and llm_drop_secret().")));
 
 	if (strcmp(table, "_llm_tombstones") == 0)
 	{

@@ -369,6 +369,18 @@ resolve(Adding *adding)
 	if (adding->kind == NULL)
 	{
 		adding->preset = adding->known = llmgw_preset_find(adding->name);
+		if (adding->preset == NULL && strlen(adding->name) > 24)
+		{
+			/* longer than a provider's name is: perhaps a key in its place */
+			llmgw_hide_statement("<statement with an API key>", adding->name);
+			error_context_stack = NULL;
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("there is no preset of that name"),
+					 errhint("Presets are %s. For another provider give its name, kind and base_url.",
+							 llmgw_preset_names()),
+					 errhidestmt(true)));
+		}
 		if (adding->preset == NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_OBJECT),

@@ -75,7 +75,7 @@ static const Privilege privileges[] =
 	{CALL, "EXECUTE", "FUNCTION", "llm_complete"},
 	{CALL, "EXECUTE", "FUNCTION", "llm_complete_detail"},
 	{CALL, "EXECUTE", "FUNCTION", "llm_complete_batch"},
-	{CALL | REPORT, "EXECUTE", "FUNCTION", "llm_estimate_cost"},
+	{CALL, "EXECUTE", "FUNCTION", "llm_estimate_cost"},
 
 	{REPORT, "SELECT", "TABLE", "llm_providers"},
 	{REPORT, "SELECT", "TABLE", "llm_models"},
