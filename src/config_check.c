@@ -189,9 +189,9 @@ check_base_url(const LlmRow *row, const LlmRow *old, const char *name,
 				 errhint("Give a URL as the provider's own SDK takes it, such as https://api.openai.com/v1; the key belongs into api_key.")));
 
 	/*
-	 * Who changes another column does not choose where a key goes.  The kind is
-	 * none of those: what the mock had was not judged.  Nor is the key: a host
-	 * that was allowed without one was not trusted with this one.
+	 * Who changes another column does not choose where a key goes.  The kind
+	 * is none of those: what the mock had was not judged.  Nor is the key: a
+	 * host that was allowed without one was not trusted with this one.
 	 */
 	new_key = llmgw_row_text(row, "api_key") != NULL &&
 		(old == NULL || !same_text(llmgw_row_text(row, "api_key"),
