@@ -19,6 +19,7 @@ OBJS = \
 	src/config_refs.o \
 	src/config_rules.o \
 	src/config_seed.o \
+	src/config_write.o \
 	src/cost.o \
 	src/dialect.o \
 	src/dialect_mock.o \

@@ -120,9 +120,22 @@ llmgw_config_invalidate(Relation rel)
 const LlmProvider *
 llmgw_config_provider(const LlmConfig *config, const char *name)
 {
-	for (int i = 0; i < config->nproviders; i++)
-		if (strcmp(config->providers[i].name, name) == 0)
-			return &config->providers[i];
+	int			low = 0;
+	int			high = config->nproviders;
+
+	/* they are sorted */
+	while (low < high)
+	{
+		int			middle = low + (high - low) / 2;
+		int			c = strcmp(name, config->providers[middle].name);
+
+		if (c == 0)
+			return &config->providers[middle];
+		if (c < 0)
+			high = middle;
+		else
+			low = middle + 1;
+	}
 	return NULL;
 }
 

@@ -32,6 +32,9 @@ extern void llmgw_hide_statement(const char *instead, const char *secret);
 /* the column of that name; raises 42703 when there is none */
 extern int	llmgw_column_number(Relation rel, const char *name);
 
+/* the same; raises 42804 when it is not of that type */
+extern int	llmgw_typed_column(Relation rel, const char *name, Oid type);
+
 /* opens another table of the extension */
 extern Relation llmgw_open_sibling(Relation rel, const char *name, LOCKMODE lockmode);
 
@@ -52,5 +55,18 @@ extern void llmgw_seed_truncate(Relation rel);
  * for.  False when the row is there already and need not be inserted.
  */
 extern bool llmgw_seed_bury(Relation tombstones, HeapTuple tombstone);
+
+/* config_write.c */
+
+/*
+ * Write a row as the executor does, but not judged by our own trigger.  Rows
+ * at tid must be locked.  AFTER triggers are fired when the statement ends that
+ * is running, which must be one that writes, or by the last of these functions.
+ */
+extern void llmgw_row_insert(Relation rel, HeapTuple new);
+extern void llmgw_row_update(Relation rel, ItemPointer tid, HeapTuple new);
+extern void llmgw_row_delete(Relation rel, ItemPointer tid);
+extern void llmgw_writes_begin(void);
+extern void llmgw_writes_end(void);
 
 #endif							/* LLMGW_CONFIG_CHECK_H */

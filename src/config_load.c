@@ -148,9 +148,12 @@ llmgw_config_find_tables(LlmConfigTables *tables)
 	}
 }
 
-/* A column's value; the columns are there or the row cannot be understood. */
+/*
+ * A column's value; the columns are there, and of their types, or the row
+ * cannot be understood.  InvalidOid is the type of stored keys.
+ */
 static Datum
-column(Row *row, const char *name, bool *isnull)
+column(Row *row, const char *name, Oid type, bool *isnull)
 {
 	TupleDesc	desc = row->slot->tts_tupleDescriptor;
 
@@ -158,8 +161,16 @@ column(Row *row, const char *name, bool *isnull)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
 
-		if (!att->attisdropped && strcmp(NameStr(att->attname), name) == 0)
-			return slot_getattr(row->slot, i + 1, isnull);
+		if (att->attisdropped || strcmp(NameStr(att->attname), name) != 0)
+			continue;
+		if (OidIsValid(type) ? att->atttypid != type : att->attlen != -1)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATATYPE_MISMATCH),
+					 errmsg("column \"%s\" of table \"%s\" must be of type %s, not %s",
+							name, row->table,
+							OidIsValid(type) ? format_type_be(type) : "_llm_secret",
+							format_type_be(att->atttypid))));
+		return slot_getattr(row->slot, i + 1, isnull);
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_COLUMN),
@@ -171,7 +182,7 @@ static const char *
 text_column(Row *row, const char *name)
 {
 	bool		isnull;
-	Datum		value = column(row, name, &isnull);
+	Datum		value = column(row, name, TEXTOID, &isnull);
 
 	return isnull ? NULL : TextDatumGetCString(value);
 }
@@ -180,7 +191,7 @@ static bool
 bool_column(Row *row, const char *name)
 {
 	bool		isnull;
-	Datum		value = column(row, name, &isnull);
+	Datum		value = column(row, name, BOOLOID, &isnull);
 
 	return !isnull && DatumGetBool(value);
 }
@@ -189,7 +200,7 @@ static int
 int_column(Row *row, const char *name, int if_null)
 {
 	bool		isnull;
-	Datum		value = column(row, name, &isnull);
+	Datum		value = column(row, name, INT4OID, &isnull);
 
 	return isnull ? if_null : DatumGetInt32(value);
 }
@@ -198,7 +209,7 @@ static double
 real_column(Row *row, const char *name)
 {
 	bool		isnull;
-	Datum		value = column(row, name, &isnull);
+	Datum		value = column(row, name, FLOAT4OID, &isnull);
 
 	return isnull ? 0 : DatumGetFloat4(value);
 }
@@ -207,7 +218,7 @@ static int
 ms_column(Row *row, const char *name, int if_null)
 {
 	bool		isnull;
-	Datum		value = column(row, name, &isnull);
+	Datum		value = column(row, name, INTERVALOID, &isnull);
 	Interval   *span;
 	double		ms;
 
@@ -227,7 +238,7 @@ static Jsonb *
 jsonb_column(Row *row, const char *name)
 {
 	bool		isnull;
-	Datum		value = column(row, name, &isnull);
+	Datum		value = column(row, name, JSONBOID, &isnull);
 
 	return isnull ? NULL : DatumGetJsonbPCopy(value);
 }
@@ -244,7 +255,7 @@ static LlmPrice
 price_column(Row *row, const char *name)
 {
 	bool		isnull;
-	Datum		value = column(row, name, &isnull);
+	Datum		value = column(row, name, NUMERICOID, &isnull);
 
 	return isnull ? LLMGW_PRICE_UNKNOWN : price_of(value);
 }
@@ -297,9 +308,11 @@ static void
 read_secret(LlmConfig *config, Row *row, void *items, int i)
 {
 	StoredSecret *secret = (StoredSecret *) items + i;
+	bool		isnull;
+	Datum		value = column(row, "value", InvalidOid, &isnull);
 
 	secret->name = text_column(row, "name");
-	secret->value = text_column(row, "value") + LLMGW_SECRET_SALT;
+	secret->value = isnull ? NULL : TextDatumGetCString(value) + LLMGW_SECRET_SALT;
 	secret->host = text_column(row, "allowed_host");
 }
 
@@ -402,7 +415,7 @@ read_model(LlmConfig *config, Row *row, void *items, int i)
 	m->enabled = bool_column(row, "enabled");
 
 	m->ncapabilities = -1;
-	value = column(row, "capabilities", &isnull);
+	value = column(row, "capabilities", TEXTARRAYOID, &isnull);
 	if (!isnull)
 	{
 		Datum	   *elems;
@@ -425,7 +438,7 @@ read_rule(LlmConfig *config, Row *row, void *items, int i)
 	LlmRule    *rule = (LlmRule *) items + i;
 	bool		isnull;
 
-	rule->id = DatumGetInt64(column(row, "id", &isnull));
+	rule->id = DatumGetInt64(column(row, "id", INT8OID, &isnull));
 	rule->task = text_column(row, "task");
 	rule->alias = text_column(row, "alias");
 	rule->model = text_column(row, "model");

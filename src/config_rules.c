@@ -64,6 +64,25 @@ llmgw_column_number(Relation rel, const char *name)
 	return 0;					/* keep compiler quiet */
 }
 
+int
+llmgw_typed_column(Relation rel, const char *name, Oid type)
+{
+	int			number = llmgw_column_number(rel, name);
+	Oid			actual = TupleDescAttr(RelationGetDescr(rel), number - 1)->atttypid;
+
+	if (actual != type)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" of table \"%s\" must be of type %s, not %s",
+						name, RelationGetRelationName(rel), format_type_be(type),
+						format_type_be(actual)),
+				 errhint("ALTER TABLE %s ALTER COLUMN %s TYPE %s;",
+						 RelationGetRelationName(rel), quote_identifier(name),
+						 format_type_be(type)),
+				 errtablecol(rel, number)));
+	return number;
+}
+
 Relation
 llmgw_open_sibling(Relation rel, const char *name, LOCKMODE lockmode)
 {
@@ -77,9 +96,9 @@ llmgw_open_sibling(Relation rel, const char *name, LOCKMODE lockmode)
 }
 
 static Datum
-row_value(const LlmRow *row, const char *column, bool *isnull)
+row_value(const LlmRow *row, const char *column, Oid type, bool *isnull)
 {
-	return heap_getattr(row->tuple, llmgw_column_number(row->rel, column),
+	return heap_getattr(row->tuple, llmgw_typed_column(row->rel, column, type),
 						RelationGetDescr(row->rel), isnull);
 }
 
@@ -87,7 +106,7 @@ char *
 llmgw_row_text(const LlmRow *row, const char *column)
 {
 	bool		isnull;
-	Datum		value = row_value(row, column, &isnull);
+	Datum		value = row_value(row, column, TEXTOID, &isnull);
 
 	return isnull ? NULL : TextDatumGetCString(value);
 }
@@ -96,7 +115,7 @@ Jsonb *
 llmgw_row_object(const LlmRow *row, const char *column)
 {
 	bool		isnull;
-	Datum		value = row_value(row, column, &isnull);
+	Datum		value = row_value(row, column, JSONBOID, &isnull);
 	Jsonb	   *json;
 
 	if (isnull)
@@ -113,9 +132,9 @@ llmgw_reject(const LlmRow *row, const char *column, const char *rule,
 			 const char *hint)
 {
 	int			number = llmgw_column_number(row->rel, column);
-	bool		isnull;
-	Datum		value = row_value(row, column, &isnull);
 	Oid			type = TupleDescAttr(RelationGetDescr(row->rel), number - 1)->atttypid;
+	bool		isnull;
+	Datum		value = row_value(row, column, type, &isnull);
 	char	   *text = pstrdup("NULL");
 
 	if (!isnull)
@@ -165,7 +184,7 @@ llmgw_check_int(const LlmRow *row, const char *column, int min, int max,
 				const char *hint)
 {
 	bool		isnull;
-	int			value = DatumGetInt32(row_value(row, column, &isnull));
+	int			value = DatumGetInt32(row_value(row, column, INT4OID, &isnull));
 
 	if (isnull || (value >= min && value <= max))
 		return;
@@ -179,7 +198,7 @@ llmgw_check_real(const LlmRow *row, const char *column, double min, double max,
 				 const char *hint)
 {
 	bool		isnull;
-	Datum		datum = row_value(row, column, &isnull);
+	Datum		datum = row_value(row, column, FLOAT4OID, &isnull);
 	double		value;
 
 	if (isnull)
@@ -196,7 +215,7 @@ void
 llmgw_check_span(const LlmRow *row, const char *column, int64 max_us)
 {
 	bool		isnull;
-	Datum		datum = row_value(row, column, &isnull);
+	Datum		datum = row_value(row, column, INTERVALOID, &isnull);
 	Interval   *span;
 	double		us;
 
@@ -228,7 +247,7 @@ static void
 check_price(const LlmRow *row, const char *column)
 {
 	bool		isnull;
-	Datum		value = row_value(row, column, &isnull);
+	Datum		value = row_value(row, column, NUMERICOID, &isnull);
 
 	if (!isnull && !numeric_within(DatumGetNumeric(value), MAX_PRICE))
 		llmgw_reject(row, column, psprintf("be from 0 to %.0f", MAX_PRICE), PRICE_HINT);
@@ -239,7 +258,7 @@ static char **
 text_array(const LlmRow *row, const char *column, int *n)
 {
 	bool		isnull;
-	Datum		value = row_value(row, column, &isnull);
+	Datum		value = row_value(row, column, TEXTARRAYOID, &isnull);
 	Datum	   *elems;
 	bool	   *nulls;
 	char	  **result;
@@ -291,7 +310,7 @@ check_price_tiers(const LlmRow *row)
 	static const char *const hint =
 	"Write it like '[{\"above_tokens\": 200000, \"input\": 2.5, \"output\": 15}]'; cached_input and cache_write are the other prices.";
 	bool		isnull;
-	Datum		value = row_value(row, "price_tiers", &isnull);
+	Datum		value = row_value(row, "price_tiers", JSONBOID, &isnull);
 	JsonbIterator *it;
 	JsonbIteratorToken token;
 	JsonbValue	v;
@@ -386,7 +405,7 @@ static double
 fraction(const LlmRow *row, const char *column)
 {
 	bool		isnull;
-	Datum		value = row_value(row, column, &isnull);
+	Datum		value = row_value(row, column, NUMERICOID, &isnull);
 
 	if (isnull)
 		return 0;
@@ -489,7 +508,7 @@ llmgw_check_routing_rule(LlmRow *row, const LlmRow *old)
 	bool		isnull;
 
 	row->what = psprintf("routing rule " INT64_FORMAT,
-						 DatumGetInt64(row_value(row, "id", &isnull)));
+						 DatumGetInt64(row_value(row, "id", INT8OID, &isnull)));
 	llmgw_check_name(row, "model", MAX_MODEL_NAME);
 	llmgw_check_name(row, "alias", MAX_MODEL_NAME);
 	(void) llmgw_row_object(row, "tags");

@@ -30,10 +30,11 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "catalog/indexing.h"
+#include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/guc.h"
 #include "utils/jsonb.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -81,7 +82,7 @@ static bool
 is_seed(Relation rel, HeapTuple tuple)
 {
 	bool		isnull;
-	Datum		value = heap_getattr(tuple, llmgw_column_number(rel, "builtin"),
+	Datum		value = heap_getattr(tuple, llmgw_typed_column(rel, "builtin", BOOLOID),
 									 RelationGetDescr(rel), &isnull);
 
 	return !isnull && DatumGetBool(value);
@@ -95,7 +96,7 @@ read_key(Relation rel, const SeedTable *table, HeapTuple tuple, Datum *key)
 	{
 		bool		isnull;
 
-		key[i] = heap_getattr(tuple, llmgw_column_number(rel, table->keys[i]),
+		key[i] = heap_getattr(tuple, llmgw_typed_column(rel, table->keys[i], TEXTOID),
 							  RelationGetDescr(rel), &isnull);
 		if (isnull)
 			return false;
@@ -110,11 +111,11 @@ begin_scan(Relation rel, const SeedTable *table, const Datum *key)
 	ScanKeyData skey[1 + MAX_KEYS];
 	int			n = 0;
 
-	ScanKeyInit(&skey[n++], llmgw_column_number(rel, "builtin"),
+	ScanKeyInit(&skey[n++], llmgw_typed_column(rel, "builtin", BOOLOID),
 				BTEqualStrategyNumber, F_BOOLEQ, BoolGetDatum(true));
 	if (key != NULL)
 		for (int i = 0; i < table->nkeys; i++)
-			ScanKeyInit(&skey[n++], llmgw_column_number(rel, table->keys[i]),
+			ScanKeyInit(&skey[n++], llmgw_typed_column(rel, table->keys[i], TEXTOID),
 						BTEqualStrategyNumber, F_TEXTEQ, key[i]);
 	return systable_beginscan(rel, InvalidOid, false, NULL, n, skey);
 }
@@ -161,16 +162,27 @@ make_key(const SeedTable *table, const Datum *key)
 	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_ARRAY, NULL));
 }
 
+/* for messages */
+static char *
+key_text(const SeedTable *table, const Datum *key)
+{
+	char	   *result = TextDatumGetCString(key[0]);
+
+	for (int i = 1; i < table->nkeys; i++)
+		result = psprintf("%s, %s", result, TextDatumGetCString(key[i]));
+	return result;
+}
+
 static bool
 has_tombstone(Relation tombstones, Datum table_name, Jsonb *key)
 {
-	int			key_column = llmgw_column_number(tombstones, "key");
+	int			key_column = llmgw_typed_column(tombstones, "key", JSONBOID);
 	ScanKeyData skey;
 	SysScanDesc scan;
 	HeapTuple	tuple;
 	bool		found = false;
 
-	ScanKeyInit(&skey, llmgw_column_number(tombstones, "table_name"),
+	ScanKeyInit(&skey, llmgw_typed_column(tombstones, "table_name", TEXTOID),
 				BTEqualStrategyNumber, F_TEXTEQ, table_name);
 	/* also one that this statement has written: a restore is one COPY */
 	scan = systable_beginscan(tombstones, InvalidOid, false, SnapshotSelf, 1, &skey);
@@ -202,13 +214,13 @@ leave_tombstone(Relation rel, const SeedTable *table, const Datum *key)
 		int			column;
 
 		memset(nulls, true, desc->natts);
-		column = llmgw_column_number(tombstones, "table_name");
+		column = llmgw_typed_column(tombstones, "table_name", TEXTOID);
 		values[column - 1] = table_name;
 		nulls[column - 1] = false;
-		column = llmgw_column_number(tombstones, "key");
+		column = llmgw_typed_column(tombstones, "key", JSONBOID);
 		values[column - 1] = JsonbPGetDatum(json);
 		nulls[column - 1] = false;
-		CatalogTupleInsert(tombstones, heap_form_tuple(desc, values, nulls));
+		llmgw_row_insert(tombstones, heap_form_tuple(desc, values, nulls));
 	}
 	table_close(tombstones, NoLock);
 }
@@ -225,14 +237,23 @@ llmgw_seed_change(Relation rel, HeapTuple old, HeapTuple new)
 	if (old == NULL)
 	{
 		if (read_key(rel, table, new, key) && delete_seed(rel, table, key, true))
+		{
 			leave_tombstone(rel, table, key);
+
+			/* ON CONFLICT DO UPDATE, too, finds nothing to update then */
+			if (check_function_bodies)
+				ereport(NOTICE,
+						(errmsg("built-in row \"%s\" of %s was replaced",
+								key_text(table, key), table->name),
+						 errhint("Columns that were not given have their defaults; use UPDATE to change single ones.")));
+		}
 	}
 	else if (is_seed(rel, old) && read_key(rel, table, old, key))
 		leave_tombstone(rel, table, key);
 
 	if (new != NULL && is_seed(rel, new))
 	{
-		int			column = llmgw_column_number(rel, "builtin");
+		int			column = llmgw_typed_column(rel, "builtin", BOOLOID);
 		Datum		value = BoolGetDatum(false);
 		bool		isnull = false;
 
@@ -275,11 +296,11 @@ llmgw_seed_bury(Relation tombstones, HeapTuple tombstone)
 	bool		isnull;
 
 	/* a NULL is for the column's constraint to refuse */
-	table_name = heap_getattr(tombstone, llmgw_column_number(tombstones, "table_name"),
+	table_name = heap_getattr(tombstone, llmgw_typed_column(tombstones, "table_name", TEXTOID),
 							  desc, &isnull);
 	if (isnull)
 		return true;
-	value = heap_getattr(tombstone, llmgw_column_number(tombstones, "key"),
+	value = heap_getattr(tombstone, llmgw_typed_column(tombstones, "key", JSONBOID),
 						 desc, &isnull);
 	if (isnull)
 		return true;

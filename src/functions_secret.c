@@ -18,8 +18,7 @@
 #include "access/htup_details.h"
 #include "access/stratnum.h"
 #include "access/table.h"
-#include "access/xact.h"
-#include "catalog/indexing.h"
+#include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
@@ -54,7 +53,7 @@ open_secrets(const char *name, HeapTuple *tuple)
 	ScanKeyData key;
 	SysScanDesc scan;
 
-	ScanKeyInit(&key, llmgw_column_number(rel, "name"), BTEqualStrategyNumber,
+	ScanKeyInit(&key, llmgw_typed_column(rel, "name", TEXTOID), BTEqualStrategyNumber,
 				F_TEXTEQ, CStringGetTextDatum(name));
 	scan = systable_beginscan(rel, InvalidOid, false, NULL, 1, &key);
 	*tuple = systable_getnext(scan);
@@ -171,19 +170,17 @@ llmgw_sql_set_secret(PG_FUNCTION_ARGS)
 				break;
 		}
 	}
+	llmgw_writes_begin();
 	if (HeapTupleIsValid(tuple))
-	{
-		HeapTuple	changed = heap_modify_tuple(tuple, RelationGetDescr(rel),
-												values, nulls, replace);
-
-		CatalogTupleUpdate(rel, &tuple->t_self, changed);
-	}
+		llmgw_row_update(rel, &tuple->t_self,
+						 heap_modify_tuple(tuple, RelationGetDescr(rel),
+										   values, nulls, replace));
 	else
-		CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values, nulls));
+		llmgw_row_insert(rel, heap_form_tuple(RelationGetDescr(rel), values, nulls));
 
 	llmgw_config_invalidate(rel);
 	table_close(rel, NoLock);
-	CommandCounterIncrement();
+	llmgw_writes_end();
 	explicit_bzero(value, strlen(value));
 
 	error_context_stack = context;
@@ -207,13 +204,14 @@ llmgw_sql_drop_secret(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("llm_drop_secret()");
 
 	rel = open_secrets(name, &tuple);
+	llmgw_writes_begin();
 	if (HeapTupleIsValid(tuple))
 	{
-		CatalogTupleDelete(rel, &tuple->t_self);
+		llmgw_row_delete(rel, &tuple->t_self);
 		llmgw_config_invalidate(rel);
 	}
 	table_close(rel, NoLock);
-	CommandCounterIncrement();
+	llmgw_writes_end();
 	PG_RETURN_BOOL(HeapTupleIsValid(tuple));
 }
 
