@@ -100,7 +100,9 @@ DROP ROLE regress_refs;
 
 -- What else has a provider's name
 INSERT INTO llm_error_policies(error_class, provider) VALUES ('timeout', 'c'), ('timeout', 'nobody');
-INSERT INTO llm_routing_rules(alias, model) VALUES ('r1', 'c/new'), ('r2', 'new');
+INSERT INTO llm_routing_rules(alias, model) VALUES ('r1', 'c/new'), ('r2', 'new'),
+    -- a model of another provider, whatever its name looks like
+    ('r3', 'c/elsewhere');
 UPDATE llm_providers SET name = 'd' WHERE name = 'c';
 SELECT error_class, provider FROM llm_error_policies WHERE provider <> '*' ORDER BY 2;
 SELECT alias, model FROM llm_routing_rules ORDER BY 1;

@@ -46,7 +46,7 @@ typedef struct Reference
 	const char *noun;			/* what the target's rows are */
 	bool		cascade;		/* rows go with what they refer to */
 	bool		loose;			/* the name may be that of no row */
-	bool		prefix;			/* "NAME/..." refers to it, and nothing else */
+	bool		prefix;			/* "NAME/..." refers to it, if it has that */
 } Reference;
 
 static const Reference references[] =
@@ -286,6 +286,15 @@ follow(Relation target, const Reference *ref, const char *name, const char *new_
 		if (isnull || (name != NULL && !rest_of(ref, TextDatumGetCString(value), name)) ||
 			(ref->loose && strcmp(TextDatumGetCString(value), "*") == 0) ||
 			!lock_row(rel, &tid, mode, slot))
+			continue;
+
+		/*
+		 * "openai/x" may also be the name of a model at another provider.
+		 * Models follow first: ours has its new name by now.
+		 */
+		if (ref->prefix &&
+			!llmgw_model_exists(rel, psprintf("%s%s", new_name,
+											  rest_of(ref, TextDatumGetCString(value), name))))
 			continue;
 
 		/* it may have got another value while we waited */

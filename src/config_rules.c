@@ -475,12 +475,8 @@ llmgw_check_task(LlmRow *row, const LlmRow *old)
 	}
 }
 
-/*
- * Whether some provider has a model of that name, written as the argument
- * "model" of a call.
- */
-static bool
-model_exists(Relation rules, const char *model)
+bool
+llmgw_model_exists(Relation rules, const char *model)
 {
 	LlmRow		row = {0};
 	SysScanDesc scan;
@@ -516,7 +512,7 @@ llmgw_check_routing_rule(LlmRow *row, const LlmRow *old)
 
 	/* in a dump the models may come later */
 	if (model != NULL && (before == NULL || strcmp(model, before) != 0) &&
-		check_function_bodies && !model_exists(row->rel, model))
+		check_function_bodies && !llmgw_model_exists(row->rel, model))
 		ereport(WARNING,
 				(errcode(ERRCODE_WARNING),
 				 errmsg("model of %s: no provider has a model \"%s\"", row->what, model),

@@ -70,4 +70,10 @@ extern void llmgw_refs_follow(const LlmRow *old, const LlmRow *new);
 /* the same for a table that is truncated */
 extern void llmgw_refs_truncate(Relation target);
 
+/*
+ * Whether llm_models, the sibling of that table, has a model of that name, alone
+ * or behind its provider's and a slash.
+ */
+extern bool llmgw_model_exists(Relation rules, const char *model);
+
 #endif							/* LLMGW_CONFIG_RULES_H */
