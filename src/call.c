@@ -198,7 +198,8 @@ after_failure(LlmCall *call, LlmErrorClass error, bool timed_out_whole, bool hop
 		}
 	}
 
-	if (!next)
+	/* a request that could not be waited for would be paid all the same */
+	if (!next || llmgw_now() >= call->deadline)
 		return llmgw_call_end_stopped(call);
 	call->current++;
 	call->retries = 0;
@@ -284,17 +285,19 @@ judge_attempt(LlmCall *call)
 }
 
 /*
- * Whether the last attempt may have left a connection behind that is not worth
- * another one: kept by libcurl, but half closed, or out of step.
+ * Whether the last attempt may have left a connection to this provider behind
+ * that is not worth another one: kept by libcurl, but half closed, or out of
+ * step.
  */
 static bool
-connection_suspect(const LlmCall *call)
+connection_suspect(const LlmCall *call, const LlmProvider *provider)
 {
-	LlmErrorClass last = call->nattempts > 0 ?
-	call->attempts[call->nattempts - 1].error : LLMGW_OK;
+	const LlmAttempt *last = call->nattempts > 0 ?
+	&call->attempts[call->nattempts - 1] : NULL;
 
-	return last == LLMGW_NETWORK || last == LLMGW_MALFORMED ||
-		last == LLMGW_TIMEOUT;
+	return last != NULL && last->model->provider == provider &&
+		(last->error == LLMGW_NETWORK || last->error == LLMGW_MALFORMED ||
+		 last->error == LLMGW_TIMEOUT);
 }
 
 /*
@@ -386,7 +389,7 @@ send_attempt(LlmCall *call)
 		(request->total_ms == 0 || left_ms <= request->total_ms);
 	if (call->deadline_binds)
 		request->total_ms = (int) Min(left_ms, INT_MAX);
-	request->fresh = call->fresh || connection_suspect(call);
+	request->fresh = call->fresh || connection_suspect(call, p);
 	request->max_response = (int64) llmgw_max_response_size * 1024;
 	request->ca_file = llmgw_ca_file && llmgw_ca_file[0] ? llmgw_ca_file : NULL;
 	request->proxy = llmgw_proxy && llmgw_proxy[0] ? llmgw_proxy : NULL;

@@ -219,7 +219,6 @@ check_secret_env_pattern(char **newval, void **extra, GucSource source)
 	return true;
 }
 
-/* The URL may hold a password, so the message does not repeat it. */
 /*
  * [scheme://][user[:password]@]host[:port]; what libcurl would make of anything
  * else, it might say in an error, with the password.  Ours does not repeat it.
