@@ -198,9 +198,17 @@ after_failure(LlmCall *call, LlmErrorClass error, bool timed_out_whole, bool hop
 		}
 	}
 
-	/* a request that could not be waited for would be paid all the same */
-	if (!next || llmgw_now() >= call->deadline)
+	if (!next)
 		return llmgw_call_end_stopped(call);
+
+	/* a request that could not be waited for would be paid all the same */
+	if (llmgw_now() >= call->deadline)
+	{
+		llmgw_call_fail(call, LLMGW_TIMEOUT,
+						psprintf("the call was not done within its %d ms (timeout_ms)",
+								 call->spec->timeout_ms));
+		return true;
+	}
 	call->current++;
 	call->retries = 0;
 	call->respelled = false;
