@@ -12,6 +12,7 @@ OBJS = \
 	llm_gateway.o \
 	src/call.o \
 	src/call_end.o \
+	src/call_record.o \
 	src/config.o \
 	src/config_check.o \
 	src/config_host.o \
@@ -35,17 +36,38 @@ OBJS = \
 	src/functions_prices.o \
 	src/functions_prices_entry.o \
 	src/functions_secret.o \
+	src/functions_status.o \
 	src/guc.o \
 	src/http.o \
 	src/http_url.o \
-	src/judge.o \
 	src/json.o \
+	src/judge.o \
+	src/launcher.o \
+	src/ledger.o \
+	src/ledger_book.o \
+	src/ledger_facts.o \
+	src/ledger_hash.o \
+	src/ledger_open.o \
+	src/ledger_position.o \
+	src/ledger_post.o \
+	src/ledger_record.o \
+	src/ledger_retain.o \
+	src/ledger_rows.o \
+	src/ledger_source.o \
+	src/ledger_spend.o \
+	src/ledger_tables.o \
+	src/lifecycle.o \
 	src/loop.o \
 	src/presets.o \
 	src/route.o \
 	src/secret.o \
 	src/shmem.o \
-	src/sse.o
+	src/spool.o \
+	src/spool_file.o \
+	src/spool_read.o \
+	src/spool_write.o \
+	src/sse.o \
+	src/worker.o
 
 DATA = llm_gateway--1.0.sql
 

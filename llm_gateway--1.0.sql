@@ -4,8 +4,9 @@
 \echo Use "CREATE EXTENSION llm_gateway" to load this file. \quit
 
 -- Order: the tables that a user edits, their rows, their triggers, what a dump
--- holds of them; then the functions.  Names carry the schema, because another
--- role may own objects of the same name in a schema that existed before.
+-- holds of them; the ledger and its views; then the functions.  Names carry the
+-- schema, because another role may own objects of the same name in a schema that
+-- existed before.
 --
 -- Rows that are created here are marked "builtin".  A row that a user writes,
 -- and a seed that a user edits, is not; those are what a dump contains.
@@ -507,6 +508,520 @@ SELECT pg_catalog.pg_extension_config_dump('@extschema@._llm_tombstones', '');
 
 
 -- ---------------------------------------------------------------------------
+-- The ledger.  Only the worker writes it.  No foreign keys and no checks: what
+-- has been paid for is recorded whatever it looks like.  Many rows, one index
+-- more than the key: inserts stay cheap.
+--
+-- A role sees its own rows, one that llm_grant gave "report" sees all.  Being
+-- the one who called is a name and an OID: a restored ledger has OIDs of
+-- another cluster, and a new role may have the name of an old one.
+-- ---------------------------------------------------------------------------
+
+-- Never called: the right to execute it is what "report" is known by, in the
+-- policies below.  A role inherits it as it does any privilege.
+CREATE FUNCTION @extschema@._llm_reports_all()
+RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE COST 1
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT true $$;
+REVOKE ALL ON FUNCTION @extschema@._llm_reports_all() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@._llm_reports_all()
+IS 'internal: who may execute it sees the rows of all roles in the ledger';
+
+CREATE TABLE @extschema@.llm_requests (
+    request_id bigint PRIMARY KEY,
+    created_at timestamptz NOT NULL,
+    operation text NOT NULL,
+    role text NOT NULL,
+    role_oid oid NOT NULL,
+    application_name text,
+    query_id bigint,
+    task text,
+    task_source text,
+    priority text,
+    model_tier text,
+    optimize text,
+    requested_model text,
+    provider text,
+    model text,
+    status text NOT NULL,
+    error_class text,
+    finish_reason text,
+    attempts integer NOT NULL,
+    fallback boolean NOT NULL,
+    input_tokens bigint,
+    cached_input_tokens bigint,
+    cache_write_tokens bigint,
+    output_tokens bigint,
+    reasoning_tokens bigint,
+    estimated_usd numeric,
+    cost_usd numeric,
+    cost_source text NOT NULL,
+    latency_ms integer,
+    ttft_ms integer,
+    queue_ms integer,
+    budgets text[],
+    tags jsonb,
+    prompt_hash bytea,
+    prompt text,
+    response text
+) USING heap;
+CREATE INDEX llm_requests_created_at_idx ON @extschema@.llm_requests
+    USING brin (created_at) WITH (autosummarize = on);
+ALTER TABLE @extschema@.llm_requests ENABLE ROW LEVEL SECURITY;
+CREATE POLICY llm_own_or_report ON @extschema@.llm_requests FOR SELECT USING (
+    (SELECT pg_catalog.has_function_privilege('@extschema@._llm_reports_all()'::pg_catalog.regprocedure, 'EXECUTE'))
+    OR (role OPERATOR(pg_catalog.=) CURRENT_USER
+        AND role_oid OPERATOR(pg_catalog.=) (SELECT pg_catalog.to_regrole(pg_catalog.quote_ident(CURRENT_USER)))));
+REVOKE ALL ON TABLE @extschema@.llm_requests FROM PUBLIC;
+COMMENT ON TABLE @extschema@.llm_requests
+IS 'every request for a model, once: who asked, who answered, what it cost and how it ended';
+COMMENT ON INDEX @extschema@.llm_requests_created_at_idx
+IS 'for ranges of time';
+COMMENT ON POLICY llm_own_or_report ON @extschema@.llm_requests
+IS 'a role sees its own rows, one granted report sees all';
+COMMENT ON COLUMN @extschema@.llm_requests.request_id
+IS 'a number that rises with time, unique in the cluster; as llm_complete_detail returns it';
+COMMENT ON COLUMN @extschema@.llm_requests.created_at
+IS 'when the request was made';
+COMMENT ON COLUMN @extschema@.llm_requests.operation
+IS 'complete, chat, json, stream, embed, classify or probe';
+COMMENT ON COLUMN @extschema@.llm_requests.role
+IS 'the role that asked; of a SECURITY DEFINER function its caller';
+COMMENT ON COLUMN @extschema@.llm_requests.role_oid
+IS 'the OID that this role had';
+COMMENT ON COLUMN @extschema@.llm_requests.application_name
+IS 'application_name of the session';
+COMMENT ON COLUMN @extschema@.llm_requests.query_id
+IS 'queryid of the statement in pg_stat_statements; NULL: compute_query_id was off';
+COMMENT ON COLUMN @extschema@.llm_requests.task
+IS 'the task that the routing rules were chosen by';
+COMMENT ON COLUMN @extschema@.llm_requests.task_source
+IS 'how the task was found: by the argument, a classifier, or as the default';
+COMMENT ON COLUMN @extschema@.llm_requests.priority
+IS 'the priority, a row of llm_priorities';
+COMMENT ON COLUMN @extschema@.llm_requests.model_tier
+IS 'the tier of the model';
+COMMENT ON COLUMN @extschema@.llm_requests.optimize
+IS 'quality, cost or speed';
+COMMENT ON COLUMN @extschema@.llm_requests.requested_model
+IS 'the argument model; NULL: the routing rules chose';
+COMMENT ON COLUMN @extschema@.llm_requests.provider
+IS 'where the answer came from; without an answer, the provider that was tried last; NULL: none was';
+COMMENT ON COLUMN @extschema@.llm_requests.model
+IS 'the model that answered, or was tried last; NULL: none was';
+COMMENT ON COLUMN @extschema@.llm_requests.status
+IS 'ok; error: every attempt failed; cached: no call was needed; cancelled: nobody waited for the answer; unknown: nobody was left to see the end; rejected: nothing was sent';
+COMMENT ON COLUMN @extschema@.llm_requests.error_class
+IS 'why there is no answer, in the words of llm_error_policies, or budget, no_candidate, schema, unavailable, all_failed';
+COMMENT ON COLUMN @extschema@.llm_requests.finish_reason
+IS 'why the answer ends where it does: stop, length, ...';
+COMMENT ON COLUMN @extschema@.llm_requests.attempts
+IS 'how often something was sent; each is a row of llm_attempts';
+COMMENT ON COLUMN @extschema@.llm_requests.fallback
+IS 'whether the answer came from another than the first candidate';
+COMMENT ON COLUMN @extschema@.llm_requests.input_tokens
+IS 'tokens of the prompt, in all attempts';
+COMMENT ON COLUMN @extschema@.llm_requests.cached_input_tokens
+IS 'those of them that the provider had cached';
+COMMENT ON COLUMN @extschema@.llm_requests.cache_write_tokens
+IS 'those of them that the provider stored in its cache';
+COMMENT ON COLUMN @extschema@.llm_requests.output_tokens
+IS 'tokens of the answer, in all attempts';
+COMMENT ON COLUMN @extschema@.llm_requests.reasoning_tokens
+IS 'those of them that the model spent on thinking';
+COMMENT ON COLUMN @extschema@.llm_requests.estimated_usd
+IS 'the estimate before the call, for the first candidate; NULL: it has no price';
+COMMENT ON COLUMN @extschema@.llm_requests.cost_usd
+IS 'the cost of all attempts; NULL: one of them has no price';
+COMMENT ON COLUMN @extschema@.llm_requests.cost_source
+IS 'what the cost is made from: usage (the provider counted), estimate (of an attempt at least), none (nothing to pay, or no price)';
+COMMENT ON COLUMN @extschema@.llm_requests.latency_ms
+IS 'from the call to its end, in milliseconds';
+COMMENT ON COLUMN @extschema@.llm_requests.ttft_ms
+IS 'from the call to the first token of the answer, in milliseconds';
+COMMENT ON COLUMN @extschema@.llm_requests.queue_ms
+IS 'how much of that the call waited before it was sent, in milliseconds';
+COMMENT ON COLUMN @extschema@.llm_requests.budgets
+IS 'the budgets that were charged';
+COMMENT ON COLUMN @extschema@.llm_requests.tags
+IS 'the tags of the call, with those of llm_gateway.tags';
+COMMENT ON COLUMN @extschema@.llm_requests.prompt_hash
+IS 'equal for equal prompts, in all databases of the cluster; made with a key, so that no guess can be tried against it';
+COMMENT ON COLUMN @extschema@.llm_requests.prompt
+IS 'the prompt; NULL unless llm_gateway.log_content is on';
+COMMENT ON COLUMN @extschema@.llm_requests.response
+IS 'the answer; NULL unless llm_gateway.log_content is on';
+
+CREATE TABLE @extschema@.llm_attempts (
+    request_id bigint,
+    attempt integer,
+    provider text NOT NULL,
+    model text NOT NULL,
+    started_at timestamptz NOT NULL,
+    latency_ms integer,
+    http_status integer,
+    error_class text,
+    message text,
+    input_tokens bigint,
+    cached_input_tokens bigint,
+    cache_write_tokens bigint,
+    output_tokens bigint,
+    cost_usd numeric,
+    cost_source text NOT NULL,
+    PRIMARY KEY (request_id, attempt)
+) USING heap;
+ALTER TABLE @extschema@.llm_attempts ENABLE ROW LEVEL SECURITY;
+-- llm_requests has row security as well: what is seen there is seen here
+CREATE POLICY llm_own_or_report ON @extschema@.llm_attempts FOR SELECT USING (
+    (SELECT pg_catalog.has_function_privilege('@extschema@._llm_reports_all()'::pg_catalog.regprocedure, 'EXECUTE'))
+    OR EXISTS (SELECT FROM @extschema@.llm_requests r
+               WHERE r.request_id OPERATOR(pg_catalog.=) llm_attempts.request_id));
+REVOKE ALL ON TABLE @extschema@.llm_attempts FROM PUBLIC;
+COMMENT ON TABLE @extschema@.llm_attempts
+IS 'everything that was sent to a provider: the first try, retries and fallbacks of each request';
+COMMENT ON POLICY llm_own_or_report ON @extschema@.llm_attempts
+IS 'a role sees attempts of its own requests, one granted report sees all';
+COMMENT ON COLUMN @extschema@.llm_attempts.request_id
+IS 'the request, a row of llm_requests';
+COMMENT ON COLUMN @extschema@.llm_attempts.attempt
+IS 'its number in the request, from 1';
+COMMENT ON COLUMN @extschema@.llm_attempts.provider
+IS 'where it was sent';
+COMMENT ON COLUMN @extschema@.llm_attempts.model
+IS 'the model that was asked';
+COMMENT ON COLUMN @extschema@.llm_attempts.started_at
+IS 'when it was sent';
+COMMENT ON COLUMN @extschema@.llm_attempts.latency_ms
+IS 'from then to its end, in milliseconds; NULL: nobody saw the end';
+COMMENT ON COLUMN @extschema@.llm_attempts.http_status
+IS 'the status of the answer; NULL: there was none';
+COMMENT ON COLUMN @extschema@.llm_attempts.error_class
+IS 'why it failed, in the words of llm_error_policies; NULL: it did not';
+COMMENT ON COLUMN @extschema@.llm_attempts.message
+IS 'what the provider or the network said of it, shortened';
+COMMENT ON COLUMN @extschema@.llm_attempts.input_tokens
+IS 'tokens of the prompt';
+COMMENT ON COLUMN @extschema@.llm_attempts.cached_input_tokens
+IS 'those of them that the provider had cached';
+COMMENT ON COLUMN @extschema@.llm_attempts.cache_write_tokens
+IS 'those of them that the provider stored in its cache';
+COMMENT ON COLUMN @extschema@.llm_attempts.output_tokens
+IS 'tokens of the answer, thinking included';
+COMMENT ON COLUMN @extschema@.llm_attempts.cost_usd
+IS 'what it cost; NULL: the model has no price';
+COMMENT ON COLUMN @extschema@.llm_attempts.cost_source
+IS 'what the cost is made from: usage (the provider counted), estimate, none (nothing to pay, or no price)';
+
+CREATE TABLE @extschema@.llm_daily_spend (
+    day date,
+    provider text,
+    model text,
+    task text,
+    model_tier text,
+    priority text,
+    role text,
+    requests bigint NOT NULL DEFAULT 0,
+    failures bigint NOT NULL DEFAULT 0,
+    cached bigint NOT NULL DEFAULT 0,
+    fallbacks bigint NOT NULL DEFAULT 0,
+    unpriced bigint NOT NULL DEFAULT 0,
+    input_tokens bigint NOT NULL DEFAULT 0,
+    output_tokens bigint NOT NULL DEFAULT 0,
+    estimated_usd numeric NOT NULL DEFAULT 0,
+    cost_usd numeric NOT NULL DEFAULT 0,
+    PRIMARY KEY (day, provider, model, task, model_tier, priority, role)
+) USING heap;
+ALTER TABLE @extschema@.llm_daily_spend ENABLE ROW LEVEL SECURITY;
+CREATE POLICY llm_own_or_report ON @extschema@.llm_daily_spend FOR SELECT USING (
+    (SELECT pg_catalog.has_function_privilege('@extschema@._llm_reports_all()'::pg_catalog.regprocedure, 'EXECUTE'))
+    OR role OPERATOR(pg_catalog.=) CURRENT_USER);
+REVOKE ALL ON TABLE @extschema@.llm_daily_spend FROM PUBLIC;
+COMMENT ON TABLE @extschema@.llm_daily_spend
+IS 'sums of llm_requests and llm_attempts for each UTC day, written in the same transaction and kept when those are deleted';
+COMMENT ON POLICY llm_own_or_report ON @extschema@.llm_daily_spend
+IS 'a role sees its own rows, one granted report sees all';
+COMMENT ON COLUMN @extschema@.llm_daily_spend.day
+IS 'the day in UTC: of the attempt for tokens and cost, of the request for everything else';
+COMMENT ON COLUMN @extschema@.llm_daily_spend.provider
+IS 'for tokens and cost, where they were spent; for everything else, where the answer came from, or what was tried last; empty: nothing was sent';
+COMMENT ON COLUMN @extschema@.llm_daily_spend.model
+IS 'the model at that provider; empty: nothing was sent';
+COMMENT ON COLUMN @extschema@.llm_daily_spend.task
+IS 'the task of the request; empty: none';
+COMMENT ON COLUMN @extschema@.llm_daily_spend.model_tier
+IS 'the tier of the model; empty: nothing was sent';
+COMMENT ON COLUMN @extschema@.llm_daily_spend.priority
+IS 'the priority of the request; empty: none';
+COMMENT ON COLUMN @extschema@.llm_daily_spend.role
+IS 'the role that asked';
+COMMENT ON COLUMN @extschema@.llm_daily_spend.requests
+IS 'requests, however they ended';
+COMMENT ON COLUMN @extschema@.llm_daily_spend.failures
+IS 'those with status error or unknown';
+COMMENT ON COLUMN @extschema@.llm_daily_spend.cached
+IS 'those with status cached';
+COMMENT ON COLUMN @extschema@.llm_daily_spend.fallbacks
+IS 'those answered by another than the first candidate';
+COMMENT ON COLUMN @extschema@.llm_daily_spend.unpriced
+IS 'attempts whose cost is unknown, because the model has no price';
+COMMENT ON COLUMN @extschema@.llm_daily_spend.input_tokens
+IS 'tokens of prompts';
+COMMENT ON COLUMN @extschema@.llm_daily_spend.output_tokens
+IS 'tokens of answers';
+COMMENT ON COLUMN @extschema@.llm_daily_spend.estimated_usd
+IS 'what the requests were estimated to cost';
+COMMENT ON COLUMN @extschema@.llm_daily_spend.cost_usd
+IS 'what the attempts cost, without the unpriced ones';
+
+-- From where the worker reads on.  Written with the rows that it read, so that
+-- each record is booked once; of no meaning elsewhere, so never dumped.
+CREATE TABLE @extschema@._llm_spool_position (
+    spool_id bigint PRIMARY KEY,
+    read_offset bigint NOT NULL,
+    oldest_open bigint NOT NULL,
+    done boolean NOT NULL,
+    updated_at timestamptz NOT NULL
+) USING heap;
+REVOKE ALL ON TABLE @extschema@._llm_spool_position FROM PUBLIC;
+COMMENT ON TABLE @extschema@._llm_spool_position
+IS 'internal: how much of the spool is in the ledger';
+COMMENT ON COLUMN @extschema@._llm_spool_position.spool_id
+IS 'the spool';
+COMMENT ON COLUMN @extschema@._llm_spool_position.read_offset
+IS 'requests that ended before it are in the ledger';
+COMMENT ON COLUMN @extschema@._llm_spool_position.oldest_open
+IS 'where reading begins after a restart: at the oldest request that had not ended';
+COMMENT ON COLUMN @extschema@._llm_spool_position.done
+IS 'whether nothing more is to be read from it';
+COMMENT ON COLUMN @extschema@._llm_spool_position.updated_at
+IS 'when the row was written';
+
+-- Or a request that is open for days would keep all of the spool since then.
+CREATE TABLE @extschema@._llm_spool_carried (
+    spool_id bigint,
+    request_id bigint,
+    read_offset bigint NOT NULL,
+    records bytea NOT NULL,
+    PRIMARY KEY (spool_id, request_id)
+) USING heap;
+REVOKE ALL ON TABLE @extschema@._llm_spool_carried FROM PUBLIC;
+COMMENT ON TABLE @extschema@._llm_spool_carried
+IS 'internal: what the spool said of requests that have not ended, where it is no longer kept';
+COMMENT ON COLUMN @extschema@._llm_spool_carried.spool_id
+IS 'the spool';
+COMMENT ON COLUMN @extschema@._llm_spool_carried.request_id
+IS 'the request';
+COMMENT ON COLUMN @extschema@._llm_spool_carried.read_offset
+IS 'its records before this place in the spool are here';
+COMMENT ON COLUMN @extschema@._llm_spool_carried.records
+IS 'the records';
+
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_requests', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_attempts', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_daily_spend', '');
+
+CREATE FUNCTION @extschema@._llm_worker_status()
+RETURNS TABLE (
+    worker text,
+    database name,
+    pid integer,
+    state text,
+    started_at timestamptz,
+    pending_bytes bigint,
+    open_requests bigint,
+    booked bigint,
+    discarded bigint,
+    last_booked timestamptz,
+    last_error text,
+    last_error_at timestamptz)
+AS 'MODULE_PATHNAME', 'llmgw_sql_worker_status'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10 ROWS 2;
+REVOKE ALL ON FUNCTION @extschema@._llm_worker_status() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@._llm_worker_status()
+IS 'internal: the rows of llm_worker_status';
+
+
+-- ---------------------------------------------------------------------------
+-- Views of the ledger.  Each acts with the rights of who reads it: own rows, or
+-- all of them.  Days are UTC days, whatever the session's time zone.
+-- ---------------------------------------------------------------------------
+
+CREATE VIEW @extschema@.llm_spend_today WITH (security_invoker = true) AS
+SELECT d.provider,
+       d.model,
+       d.model_tier,
+       pg_catalog.sum(d.requests)::bigint AS requests,
+       pg_catalog.sum(d.failures)::bigint AS failures,
+       pg_catalog.sum(d.cached)::bigint AS cached,
+       pg_catalog.sum(d.fallbacks)::bigint AS fallbacks,
+       pg_catalog.sum(d.unpriced)::bigint AS unpriced,
+       pg_catalog.sum(d.input_tokens)::bigint AS input_tokens,
+       pg_catalog.sum(d.output_tokens)::bigint AS output_tokens,
+       pg_catalog.sum(d.cost_usd) AS cost_usd
+FROM @extschema@.llm_daily_spend d
+WHERE d.day OPERATOR(pg_catalog.=) (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date
+GROUP BY d.provider, d.model, d.model_tier
+ORDER BY pg_catalog.sum(d.cost_usd) DESC, d.provider, d.model, d.model_tier;
+REVOKE ALL ON TABLE @extschema@.llm_spend_today FROM PUBLIC;
+COMMENT ON VIEW @extschema@.llm_spend_today
+IS 'what this UTC day has cost so far, by provider and model, the dearest first';
+COMMENT ON COLUMN @extschema@.llm_spend_today.provider
+IS 'as in llm_daily_spend; empty: nothing was sent';
+COMMENT ON COLUMN @extschema@.llm_spend_today.model
+IS 'the model at that provider';
+COMMENT ON COLUMN @extschema@.llm_spend_today.model_tier
+IS 'the tier of the model';
+COMMENT ON COLUMN @extschema@.llm_spend_today.requests
+IS 'requests, however they ended';
+COMMENT ON COLUMN @extschema@.llm_spend_today.failures
+IS 'those with status error or unknown';
+COMMENT ON COLUMN @extschema@.llm_spend_today.cached
+IS 'those with status cached';
+COMMENT ON COLUMN @extschema@.llm_spend_today.fallbacks
+IS 'those answered by another than the first candidate';
+COMMENT ON COLUMN @extschema@.llm_spend_today.unpriced
+IS 'attempts whose cost is unknown, because the model has no price';
+COMMENT ON COLUMN @extschema@.llm_spend_today.input_tokens
+IS 'tokens of prompts';
+COMMENT ON COLUMN @extschema@.llm_spend_today.output_tokens
+IS 'tokens of answers';
+COMMENT ON COLUMN @extschema@.llm_spend_today.cost_usd
+IS 'what it cost, without the unpriced attempts';
+
+CREATE VIEW @extschema@.llm_fallback_report WITH (security_invoker = true) AS
+SELECT (r.created_at AT TIME ZONE 'UTC')::pg_catalog.date AS day,
+       a.provider AS from_provider,
+       CASE WHEN r.status OPERATOR(pg_catalog.=) 'ok' THEN r.provider END AS to_provider,
+       a.error_class,
+       pg_catalog.count(DISTINCT r.request_id) AS requests
+FROM @extschema@.llm_requests r
+JOIN @extschema@.llm_attempts a ON a.request_id OPERATOR(pg_catalog.=) r.request_id
+WHERE a.error_class IS NOT NULL
+  AND (r.status OPERATOR(pg_catalog.<>) 'ok' OR r.provider OPERATOR(pg_catalog.<>) a.provider)
+GROUP BY 1, 2, 3, 4
+ORDER BY 1 DESC, 5 DESC, 2, 3, 4;
+REVOKE ALL ON TABLE @extschema@.llm_fallback_report FROM PUBLIC;
+COMMENT ON VIEW @extschema@.llm_fallback_report
+IS 'which provider failed, why, and which one answered in its place';
+COMMENT ON COLUMN @extschema@.llm_fallback_report.day
+IS 'the UTC day of the requests';
+COMMENT ON COLUMN @extschema@.llm_fallback_report.from_provider
+IS 'the provider that failed';
+COMMENT ON COLUMN @extschema@.llm_fallback_report.to_provider
+IS 'the provider that answered; NULL: none did';
+COMMENT ON COLUMN @extschema@.llm_fallback_report.error_class
+IS 'why it failed, in the words of llm_error_policies';
+COMMENT ON COLUMN @extschema@.llm_fallback_report.requests
+IS 'requests to which that happened; one that tried several providers counts for each of them';
+
+CREATE VIEW @extschema@.llm_routing_report WITH (security_invoker = true) AS
+SELECT (r.created_at AT TIME ZONE 'UTC')::pg_catalog.date AS day,
+       r.task,
+       r.task_source,
+       r.model,
+       pg_catalog.count(*) AS requests,
+       pg_catalog.count(*) FILTER (WHERE r.status OPERATOR(pg_catalog.=) ANY ('{error,unknown}')) AS failures,
+       pg_catalog.count(*) FILTER (WHERE r.fallback) AS fallbacks,
+       pg_catalog.sum(r.cost_usd) AS cost_usd,
+       pg_catalog.round(pg_catalog.avg(r.latency_ms)
+           FILTER (WHERE r.status OPERATOR(pg_catalog.=) 'ok'))::integer AS avg_latency_ms,
+       pg_catalog.percentile_disc(0.95) WITHIN GROUP (ORDER BY r.latency_ms)
+           FILTER (WHERE r.status OPERATOR(pg_catalog.=) 'ok') AS p95_latency_ms
+FROM @extschema@.llm_requests r
+GROUP BY 1, 2, 3, 4
+ORDER BY 1 DESC, 5 DESC, 2, 3, 4;
+REVOKE ALL ON TABLE @extschema@.llm_routing_report FROM PUBLIC;
+COMMENT ON VIEW @extschema@.llm_routing_report
+IS 'which models answered which tasks, at what cost and how fast';
+COMMENT ON COLUMN @extschema@.llm_routing_report.day
+IS 'the UTC day of the requests';
+COMMENT ON COLUMN @extschema@.llm_routing_report.task
+IS 'the task';
+COMMENT ON COLUMN @extschema@.llm_routing_report.task_source
+IS 'how the task was found';
+COMMENT ON COLUMN @extschema@.llm_routing_report.model
+IS 'the model that answered, or was tried last; NULL: nothing was sent';
+COMMENT ON COLUMN @extschema@.llm_routing_report.requests
+IS 'requests, however they ended';
+COMMENT ON COLUMN @extschema@.llm_routing_report.failures
+IS 'those with status error or unknown';
+COMMENT ON COLUMN @extschema@.llm_routing_report.fallbacks
+IS 'those answered by another than the first candidate';
+COMMENT ON COLUMN @extschema@.llm_routing_report.cost_usd
+IS 'what they cost, all attempts included; NULL: no cost is known';
+COMMENT ON COLUMN @extschema@.llm_routing_report.avg_latency_ms
+IS 'mean time to an answer, in milliseconds';
+COMMENT ON COLUMN @extschema@.llm_routing_report.p95_latency_ms
+IS 'the time within which 95 of 100 answers came, in milliseconds';
+
+CREATE VIEW @extschema@.llm_estimate_accuracy WITH (security_invoker = true) AS
+SELECT r.provider,
+       r.model,
+       pg_catalog.count(*) AS requests,
+       pg_catalog.sum(r.estimated_usd) AS estimated_usd,
+       pg_catalog.sum(r.cost_usd) AS cost_usd,
+       CASE WHEN pg_catalog.sum(r.estimated_usd) OPERATOR(pg_catalog.>) 0
+           THEN pg_catalog.round(pg_catalog.sum(r.cost_usd) OPERATOR(pg_catalog./) pg_catalog.sum(r.estimated_usd), 3)
+           END AS ratio,
+       pg_catalog.count(*) FILTER (WHERE r.cost_usd OPERATOR(pg_catalog.>) r.estimated_usd) AS underestimated
+FROM @extschema@.llm_requests r
+WHERE r.status OPERATOR(pg_catalog.=) 'ok'
+  AND NOT r.fallback
+  AND r.estimated_usd IS NOT NULL
+  AND r.cost_usd IS NOT NULL
+GROUP BY r.provider, r.model
+ORDER BY pg_catalog.sum(r.cost_usd) DESC, r.provider, r.model;
+REVOKE ALL ON TABLE @extschema@.llm_estimate_accuracy FROM PUBLIC;
+COMMENT ON VIEW @extschema@.llm_estimate_accuracy
+IS 'estimates made before calls against what the calls cost; of requests that the first candidate answered, since the estimate is for that one';
+COMMENT ON COLUMN @extschema@.llm_estimate_accuracy.provider
+IS 'the provider';
+COMMENT ON COLUMN @extschema@.llm_estimate_accuracy.model
+IS 'the model';
+COMMENT ON COLUMN @extschema@.llm_estimate_accuracy.requests
+IS 'requests with status ok, an estimate and a cost';
+COMMENT ON COLUMN @extschema@.llm_estimate_accuracy.estimated_usd
+IS 'what they were estimated to cost';
+COMMENT ON COLUMN @extschema@.llm_estimate_accuracy.cost_usd
+IS 'what they cost';
+COMMENT ON COLUMN @extschema@.llm_estimate_accuracy.ratio
+IS 'cost divided by estimate; below 1 the estimates are too high';
+COMMENT ON COLUMN @extschema@.llm_estimate_accuracy.underestimated
+IS 'requests that cost more than estimated';
+
+CREATE VIEW @extschema@.llm_worker_status WITH (security_invoker = true) AS
+SELECT * FROM @extschema@._llm_worker_status();
+REVOKE ALL ON TABLE @extschema@.llm_worker_status FROM PUBLIC;
+COMMENT ON VIEW @extschema@.llm_worker_status
+IS 'the background processes: whether they run, and how far the ledger is behind';
+COMMENT ON COLUMN @extschema@.llm_worker_status.worker
+IS 'launcher, or ledger: the worker of this database';
+COMMENT ON COLUMN @extschema@.llm_worker_status.database
+IS 'the database that it works for; NULL: all of them';
+COMMENT ON COLUMN @extschema@.llm_worker_status.pid
+IS 'its process id; NULL: it does not run';
+COMMENT ON COLUMN @extschema@.llm_worker_status.state
+IS 'running, blocked (somebody has locked a table of the ledger), starting, none (no call has asked for one), no worker slot, ...';
+COMMENT ON COLUMN @extschema@.llm_worker_status.started_at
+IS 'when it started';
+COMMENT ON COLUMN @extschema@.llm_worker_status.pending_bytes
+IS 'bytes in the spool that are not yet in the ledger';
+COMMENT ON COLUMN @extschema@.llm_worker_status.open_requests
+IS 'requests that have begun and not yet ended';
+COMMENT ON COLUMN @extschema@.llm_worker_status.booked
+IS 'requests written to the ledger since the server started';
+COMMENT ON COLUMN @extschema@.llm_worker_status.discarded
+IS 'records that were damaged, or of an extension that has been dropped, since the server started';
+COMMENT ON COLUMN @extschema@.llm_worker_status.last_booked
+IS 'when a request was last written to the ledger';
+COMMENT ON COLUMN @extschema@.llm_worker_status.last_error
+IS 'what last went wrong; NULL: nothing has since the server started';
+COMMENT ON COLUMN @extschema@.llm_worker_status.last_error_at
+IS 'when that was';
+
+
+-- ---------------------------------------------------------------------------
 -- Calls.  They cost money: nobody may make one before llm_grant.  A cost this
 -- high makes every other condition of a WHERE clause come first.
 -- ---------------------------------------------------------------------------
@@ -695,7 +1210,7 @@ AS 'MODULE_PATHNAME', 'llmgw_sql_grant'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 REVOKE ALL ON FUNCTION @extschema@.llm_grant FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.llm_grant
-IS 'lets a role call models (call), read configuration and reports (report), or do both and configure (admin)';
+IS 'lets a role call models and see its own part of the ledger (call), read configuration and the whole ledger (report), or do both and configure (admin)';
 
 -- As llm_grant.
 CREATE FUNCTION @extschema@.llm_revoke(

@@ -15,7 +15,10 @@
 #include "compat.h"
 #include "config.h"
 #include "guc.h"
+#include "launcher.h"
+#include "lifecycle.h"
 #include "shmem.h"
+#include "spool.h"
 
 LLMGW_MODULE_MAGIC;
 
@@ -40,4 +43,7 @@ _PG_init(void)
 	llmgw_guc_init();
 	llmgw_shmem_init();
 	llmgw_config_init();
+	llmgw_spool_init();
+	llmgw_launcher_init();
+	llmgw_lifecycle_init();
 }

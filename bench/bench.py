@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,7 +54,11 @@ class Bench:
         self.stub = subprocess.Popen([self.tools / "stub"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.url = f"http://127.0.0.1:{self.stub.stdout.readline().split()[1]}"
         self.server = Server(options.psql)
-        self.server.run("SET client_min_messages = warning; CREATE EXTENSION llm_gateway;")
+        self.psql = Path(options.psql)
+        self.rows = options.rows
+        # a call's own work; what waiting for the ledger costs is measured apart
+        self.server.run("SET client_min_messages = warning; SET llm_gateway.ledger_sync = off;"
+                        "CREATE EXTENSION llm_gateway; SELECT llm_add_provider('mock');")
         self.models: set[str] = set()
 
     def model(self, path: str) -> str:
@@ -117,14 +125,83 @@ class Bench:
                              lambda cost=cost: cost(10_000, 300), lambda cost=cost, size=size, calls=calls: cost(size, calls),
                              "<= 2")
 
+    def tps(self, sync: str, sessions: int, path: str) -> float:
+        """Calls a second of that many sessions, one call to a transaction."""
+        script = self.tools / "call.sql"
+        script.write_text(f"SELECT llm_complete('x', model => '{self.model(path)}');\n")
+        out = subprocess.run([self.psql.with_name("pgbench"), "-n", "-c", str(sessions), "-j", "2", "-T", "3",
+                              "-f", script], check=True, capture_output=True, text=True,
+                             env={**os.environ, "PGOPTIONS": f"-c llm_gateway.ledger_sync={sync}"}).stdout
+        return float(re.search(r"tps = ([0-9.]+)", out)[1])
 
-MEASUREMENTS = {"call": Bench.call, "batch": Bench.batch_ideal, "sizes": Bench.sizes}
+    def ledger_sync(self) -> None:
+        """64 sessions at 20 ms: throughput with every call in the ledger when it returns, against without waiting"""
+        self.server.run("ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf()")
+        self.compare("sync", "64 sessions at 20 ms: ledger_sync on / off", "calls/s",
+                     lambda: self.tps("off", 64, "l20"), lambda: self.tps("on", 64, "l20"), ">= 0.7")
+
+    def worker_pid(self) -> int:
+        self.server.run("SELECT llm_complete('x', model => 'mock-economy')")
+        while not (lines := self.server.run("SELECT pid FROM llm_worker_status WHERE worker = 'ledger' AND state = 'running'")):
+            time.sleep(0.01)
+        return int(lines[0])
+
+    def wait_booked(self) -> None:
+        while self.server.run("SELECT pending_bytes FROM llm_worker_status WHERE worker = 'ledger'") != ["0"]:
+            time.sleep(0.005)
+
+    def drain(self, requests: int = 40_000) -> float:
+        """Requests a second that the worker books when that many wait."""
+        pid = self.worker_pid()
+        self.wait_booked()
+        os.kill(pid, signal.SIGSTOP)
+        self.server.run(f"SELECT count(llm_complete('x', model => 'mock-economy')) FROM generate_series(1, {requests})")
+        start = time.monotonic()
+        os.kill(pid, signal.SIGCONT)
+        self.wait_booked()
+        return requests / (time.monotonic() - start)
+
+    def insert(self, requests: int = 40_000) -> float:
+        """Requests a second when one statement copies as many rows of both tables."""
+        self.server.run("CREATE TEMP TABLE IF NOT EXISTS r (LIKE llm_requests INCLUDING ALL);"
+                        "CREATE TEMP TABLE IF NOT EXISTS a (LIKE llm_attempts INCLUDING ALL);"
+                        "TRUNCATE r, a")
+        return requests / self.server.seconds(
+            f"WITH q AS (INSERT INTO r SELECT * FROM llm_requests ORDER BY request_id DESC LIMIT {requests} RETURNING request_id) "
+            "INSERT INTO a SELECT t.* FROM llm_attempts t JOIN q USING (request_id)")
+
+    def ledger_drain(self) -> None:
+        """how fast one worker books what waits, against one INSERT ... SELECT of the same rows"""
+        self.drain()
+        self.compare("drain", "requests a second: worker / INSERT ... SELECT of the same rows", "req/s",
+                     self.insert, self.drain, "20000/s")
+
+    def ledger_size(self) -> None:
+        """the same with many rows in the ledger (--rows) and without"""
+        small = [self.drain() for _ in range(self.rounds)]
+        print(f"{'':<14}filling the ledger with {self.rows} rows ...", flush=True)
+        self.server.run(
+            "WITH q AS (INSERT INTO llm_requests (request_id, created_at, operation, role, role_oid, status, attempts, fallback, "
+            "cost_source, provider, model, task, priority, model_tier, prompt_hash, cost_usd, input_tokens, output_tokens) "
+            "SELECT g, now() - interval '1 day', 'complete', 'postgres', 10, 'ok', 1, false, 'usage', 'mock', 'mock-economy', "
+            f"'default', 'normal', 'economy', '\\x00112233445566778899aabbccddeeff', 0.0001, 10, 10 FROM generate_series(1, {self.rows}) g "
+            "RETURNING request_id) INSERT INTO llm_attempts (request_id, attempt, provider, model, started_at, cost_usd, cost_source, "
+            "input_tokens, output_tokens) SELECT request_id, 1, 'mock', 'mock-economy', now(), 0.0001, 'usage', 10, 10 FROM q; CHECKPOINT")
+        numbers = iter(small)
+        self.rounds = len(small)
+        self.compare("size", f"requests a second: worker with {self.rows} rows / with few", "req/s",
+                     lambda: next(numbers), self.drain, ">= 0.9")
+
+
+MEASUREMENTS = {"call": Bench.call, "batch": Bench.batch_ideal, "sizes": Bench.sizes, "sync": Bench.ledger_sync,
+                "drain": Bench.ledger_drain, "size": Bench.ledger_size}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("measurements", nargs="*", choices=[*MEASUREMENTS, []], help="default: all")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of the ledger, for size")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--psql", required=True)
     parser.add_argument("--tools", required=True)

@@ -39,7 +39,16 @@ UPDATE llm_error_policies SET backoff_ms = 100 WHERE error_class = 'overloaded';
 SELECT response, model, attempts, fallback FROM llm_complete_detail('Still there?', model => 'best');
 DELETE FROM llm_models WHERE name = 'demo-broken';
 
--- 5. Routing is rows, and rows are transactional: seen by our own next call, by others after COMMIT.
+-- 5. The bill: everything above is in the books, what failed and what is rolled back included.
+
+BEGIN;
+SELECT llm_complete('This will be rolled back, and paid all the same.', model => 'demo-small', tags => '{"team": "search"}');
+ROLLBACK;
+SELECT request_id % 1000 AS request, model, status, attempts, input_tokens, output_tokens, cost_usd, tags
+  FROM llm_requests ORDER BY request_id;
+SELECT model, requests, failures, fallbacks, input_tokens, output_tokens, cost_usd FROM llm_spend_today;
+
+-- 6. Routing is rows, and rows are transactional: seen by our own next call, by others after COMMIT.
 
 BEGIN;
 UPDATE llm_models SET enabled = false WHERE name = 'demo-large';
@@ -47,7 +56,7 @@ SELECT model FROM llm_complete_detail('Hello!');
 ROLLBACK;
 SELECT model FROM llm_complete_detail('Hello!');
 
--- 6. Errors say what was tried and what to do. (Both are wanted here.)
+-- 7. Errors say what was tried and what to do. (Both are wanted here.)
 
 \set ON_ERROR_STOP 0
 SELECT llm_complete('Hello!', 'demo-large');

@@ -48,6 +48,7 @@ on_reset(void *arg)
 
 	llmgw_timer_cancel(&call->timer);
 	llmgw_ready_clear(&call->ready);
+	llmgw_call_record_abort(call);
 }
 
 LlmCall *
@@ -246,7 +247,7 @@ judge_attempt(LlmCall *call)
 	a->error = error;
 	a->http_status = t->http_status;
 	a->latency_us = llmgw_now() - call->attempt_started;
-	a->cost = llmgw_judge_cost(call, error, &a->usage);
+	a->cost = llmgw_judge_cost(call, error, &a->usage, &a->source);
 	llmgw_http_stop(t);
 	llmgw_timer_cancel(&call->timer);
 
@@ -255,6 +256,7 @@ judge_attempt(LlmCall *call)
 		/* it liked these words: begin with them from now on */
 		if (call->respelled)
 			unconstify(LlmModel *, a->model)->token_param = call->wire.token_param;
+		llmgw_call_judged(call, a);
 		return llmgw_call_end_answered(call);
 	}
 
@@ -266,6 +268,7 @@ judge_attempt(LlmCall *call)
 		llmgw_mask_key(copy, strlen(copy), call->wire.api_key);
 		a->message = copy;
 	}
+	llmgw_call_judged(call, a);
 	/* only where waiting is what helps: other messages may quote anything */
 	info.retry_after_ms = 0;
 	if (t->http_status >= 300 &&
@@ -409,8 +412,16 @@ send_attempt(LlmCall *call)
 	call->first_content = 0;
 	call->attempt_started = now;
 	call->state = LLMGW_CALL_SENDING;
+	if (!call->attempt_noted)
+	{
+		char	   *reason = llmgw_call_note_attempt(call);
+
+		if (reason != NULL)
+			return llmgw_call_end_unrecorded(call, reason);
+	}
 	call->transfer = llmgw_http_start(call->attempt_context, request,
 									  call->ready.list, call);
+	llmgw_call_watch_attempt(call);
 	if (call->transfer->outcome != LLMGW_HTTP_RUNNING)
 		llmgw_ready_mark(&call->ready);
 	return false;
@@ -469,8 +480,10 @@ llmgw_call_start(LlmCall *call, dlist_head *ready_list)
 	query.role = spec->role;
 	query.tags = spec->tags;
 	query.max_tokens = spec->max_tokens;
-	query.characters = pg_mbstrlen(call->prompt) +
+	call->characters = pg_mbstrlen(call->prompt) +
 		(spec->system_prompt ? pg_mbstrlen(spec->system_prompt) : 0);
+	query.characters = call->characters;
+	llmgw_call_describe(call);
 	llmgw_route(spec->config, &query, &call->route);
 	for (int i = 0; i < call->route.ncandidates; i++)
 	{

@@ -24,6 +24,7 @@
 #include "cost.h"
 #include "guc.h"
 #include "http.h"
+#include "ledger.h"
 #include "route.h"
 
 /*
@@ -33,9 +34,14 @@
 typedef struct LlmSpec
 {
 	LlmConfig  *config;
+	LlmOperation operation;
 	Oid			role;			/* who is charged: GetOuterUserId() */
+	const char *role_name;
+	const char *application_name;	/* NULL: none */
+	int64		query_id;		/* 0: none */
 	const LlmPriority *priority;
 	const char *task;
+	const char *task_source;	/* argument or default */
 	const char *model;			/* the argument; NULL: the gateway chooses */
 	LlmOptimize optimize;
 	const LlmTier *min_tier;	/* NULL: any */
@@ -47,6 +53,7 @@ typedef struct LlmSpec
 	Jsonb	   *params;			/* checked; NULL: none */
 	int			timeout_ms;		/* of the whole call; 0: none */
 	Jsonb	   *tags;			/* an object; NULL: none */
+	const char *tags_text;
 } LlmSpec;
 
 /* What became of one attempt, or of a candidate that could not be tried. */
@@ -60,6 +67,7 @@ typedef struct LlmAttempt
 	int64		latency_us;
 	LlmUsage	usage;
 	LlmNano		cost;			/* LLMGW_COST_UNKNOWN: no price */
+	LlmCostSource source;
 } LlmAttempt;
 
 typedef enum LlmCallState
@@ -86,6 +94,7 @@ typedef struct LlmCall
 	int			retries;		/* of the current candidate */
 	bool		respelled;		/* the current candidate was asked again in
 								 * the words that it wanted */
+	int64		characters;		/* of everything that is sent */
 	int			smallest_window;	/* that a prompt was too long for; 0: none */
 	LlmInstant	started;
 	LlmInstant	deadline;
@@ -106,6 +115,15 @@ typedef struct LlmCall
 	bool		streaming;		/* the body is a stream of events */
 	LlmInstant	first_content;	/* when its first words came; 0: not yet */
 	bool		deadline_binds; /* its total time-out is the call's deadline */
+
+	/* the ledger; see call_record.c */
+	LlmLedgerEntry entry;
+	LlmRequestInfo request;		/* created_at 0: not filled in yet */
+	int			nnoted;			/* attempts noted */
+	bool		attempt_noted;	/* the one under way is */
+	bool		has_outcome;	/* outcome is that of attempt nnoted */
+	LlmOutcome	outcome;
+	MemoryContextCallback attempt_reset;
 
 	/* past attempts */
 	int			nattempts;		/* entries, sent or not */
@@ -169,6 +187,27 @@ extern bool llmgw_call_end_stopped(LlmCall *call);
  */
 extern bool llmgw_call_end_failed(LlmCall *call);
 
+/* The ledger cannot take the next attempt: it is not sent (53100). */
+extern bool llmgw_call_end_unrecorded(LlmCall *call, const char *reason);
+
+/* call_record.c, for call.c and call_end.c */
+
+/* Fills in call->request; once. */
+extern void llmgw_call_describe(LlmCall *call);
+
+/* Before an attempt is sent.  NULL, or why it must not be, palloc'd. */
+extern char *llmgw_call_note_attempt(LlmCall *call);
+
+/* Once it has a transfer: its end is recorded should its memory go. */
+extern void llmgw_call_watch_attempt(LlmCall *call);
+
+/* The attempt has an outcome. */
+extern void llmgw_call_judged(LlmCall *call, const LlmAttempt *attempt);
+
+/* The call has ended, or its memory goes. */
+extern void llmgw_call_record_end(LlmCall *call);
+extern void llmgw_call_record_abort(LlmCall *call);
+
 /* judge.c */
 
 /*
@@ -180,8 +219,11 @@ extern LlmErrorClass llmgw_judge(LlmCall *call, const char **message);
 /* Whether the attempt's bytes are a stream of events, known with its headers. */
 extern bool llmgw_judge_is_stream(const LlmTransfer *transfer);
 
-/* What the attempt costs, whatever its end (DESIGN: charging). */
+/*
+ * What the attempt costs, whatever its end (DESIGN: charging).  May be called
+ * while aborting.
+ */
 extern LlmNano llmgw_judge_cost(const LlmCall *call, LlmErrorClass error,
-								LlmUsage *usage);
+								LlmUsage *usage, LlmCostSource *source);
 
 #endif							/* LLMGW_CALL_H */

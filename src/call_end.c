@@ -34,6 +34,7 @@ end(LlmCall *call, LlmErrorClass error, int sqlstate, const char *message)
 	}
 	if (call->nattempts > 0)
 		call->model = call->attempts[call->nattempts - 1].model;
+	llmgw_call_record_end(call);
 	return true;
 }
 
@@ -109,6 +110,13 @@ llmgw_call_end_failed(LlmCall *call)
 	return end(call, error, sqlstate,
 			   psprintf("%smodel \"%s\" of provider \"%s\": %s", said,
 						last->model->name, last->model->provider->name, last->message));
+}
+
+bool
+llmgw_call_end_unrecorded(LlmCall *call, const char *reason)
+{
+	call->hint = "See llm_worker_status for what keeps the ledger from being written; llm_gateway.ledger_buffer sets how much may wait.";
+	return end(call, LLMGW_UNAVAILABLE, ERRCODE_DISK_FULL, reason);
 }
 
 bool

@@ -48,6 +48,41 @@
 #define llmgw_wait_event(name)	PG_WAIT_EXTENSION
 #endif
 
+/* 17: a process's place in ProcGlobal has a name */
+#if PG_VERSION_NUM >= 170000
+#define llmgw_my_procno()	((int) MyProcNumber)
+#define llmgw_proc(n)		GetPGProcByNumber(n)
+#define llmgw_my_lxid()		(MyProc->vxid.lxid)
+#else
+#define llmgw_my_procno()	(MyProc->pgprocno)
+#define llmgw_proc(n)		(&ProcGlobal->allProcs[(n)])
+#define llmgw_my_lxid()		(MyProc->lxid)
+#endif
+
+/*
+ * 17: LockHeldByMe() can be asked for stronger modes, too.  Here: whether this
+ * process holds the lock in that mode or one with a higher number.
+ */
+#if PG_VERSION_NUM >= 170000
+#define llmgw_lock_held_by_me(tag, mode)	LockHeldByMe((tag), (mode), true)
+#else
+#define llmgw_lock_held_by_me(tag, mode)	llmgw_lock_held_by_me_15((tag), (mode))
+#define llmgw_lock_held_by_me_15(tag, mode) \
+	(LockHeldByMe((tag), AccessExclusiveLock) || \
+	 ((mode) <= ExclusiveLock && LockHeldByMe((tag), ExclusiveLock)) || \
+	 ((mode) <= ShareRowExclusiveLock && LockHeldByMe((tag), ShareRowExclusiveLock)) || \
+	 ((mode) <= ShareLock && LockHeldByMe((tag), ShareLock)))
+#endif
+
+/* 16: one function for owners of all kinds */
+#if PG_VERSION_NUM >= 160000
+#define llmgw_owns_database(database, role) \
+	object_ownercheck(DatabaseRelationId, (database), (role))
+#else
+#define llmgw_owns_database(database, role) \
+	pg_database_ownercheck((database), (role))
+#endif
+
 #ifdef LIBCURL_VERSION_NUM
 
 /* 7.85: protocols as a string; the bit mask is deprecated since */

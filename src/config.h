@@ -136,6 +136,8 @@ typedef struct LlmConfig
 	int			pins;			/* calls that use it, plus one for the cache */
 	uint64		generation;		/* no other configuration has the same */
 	Oid			extension;
+	TransactionId creator;		/* that created the extension, if it was this
+								 * session's when it was read; else invalid */
 	Oid			schema;
 
 	int			nproviders;		/* by name */
@@ -199,6 +201,7 @@ extern void llmgw_config_invalidate(Relation rel);
 typedef struct LlmConfigTables
 {
 	Oid			extension;
+	TransactionId creator;		/* as in LlmConfig */
 	Oid			schema;
 	Oid			relations[LLMGW_NCONFIG_TABLES];
 } LlmConfigTables;

@@ -102,7 +102,7 @@ static Snapshot snapshot;
 static uint64 generations = 0;
 
 static Oid
-extension_schema(Oid extension)
+extension_schema(Oid extension, TransactionId *creator)
 {
 	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
 	ScanKeyData key;
@@ -115,7 +115,13 @@ extension_schema(Oid extension)
 	scan = systable_beginscan(rel, ExtensionOidIndexId, true, NULL, 1, &key);
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
+	{
+		TransactionId xmin = HeapTupleHeaderGetXmin(tuple->t_data);
+
 		schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+		if (TransactionIdIsCurrentTransactionId(xmin))
+			*creator = xmin;
+	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
 	return schema;
@@ -125,8 +131,9 @@ void
 llmgw_config_find_tables(LlmConfigTables *tables)
 {
 	tables->extension = get_extension_oid("llm_gateway", true);
+	tables->creator = InvalidTransactionId;
 	tables->schema = OidIsValid(tables->extension) ?
-		extension_schema(tables->extension) : InvalidOid;
+		extension_schema(tables->extension, &tables->creator) : InvalidOid;
 	if (!OidIsValid(tables->schema))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -587,6 +594,7 @@ llmgw_config_load(const LlmConfigTables *tables)
 	config->pins = 1;
 	config->generation = ++generations;
 	config->extension = tables->extension;
+	config->creator = tables->creator;
 	config->schema = tables->schema;
 
 	snapshot = RegisterSnapshot(GetNonHistoricCatalogSnapshot(tables->relations[0]));

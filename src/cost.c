@@ -55,15 +55,22 @@ llmgw_cost(const LlmModel *model, const LlmUsage *usage)
 	return (LlmNano) ((sum + TOKENS_PER_PRICE / 2) / TOKENS_PER_PRICE);
 }
 
+void
+llmgw_cost_expect(const LlmModel *model, int64 characters, int max_tokens, LlmUsage *usage)
+{
+	memset(usage, 0, sizeof(*usage));
+	usage->input = (characters + 3) / 4;
+	usage->output = max_tokens > 0 ? max_tokens : LLMGW_EXPECTED_OUTPUT;
+	if (model->max_output_tokens > 0)
+		usage->output = Min(usage->output, model->max_output_tokens);
+}
+
 LlmNano
 llmgw_cost_estimate(const LlmModel *model, int64 characters, int max_tokens)
 {
-	LlmUsage	usage = {0};
+	LlmUsage	usage;
 
-	usage.input = (characters + 3) / 4;
-	usage.output = max_tokens > 0 ? max_tokens : LLMGW_EXPECTED_OUTPUT;
-	if (model->max_output_tokens > 0)
-		usage.output = Min(usage.output, model->max_output_tokens);
+	llmgw_cost_expect(model, characters, max_tokens, &usage);
 	return llmgw_cost(model, &usage);
 }
 

@@ -29,6 +29,8 @@ extern LlmNano llmgw_cost(const LlmModel *model, const LlmUsage *usage);
  * can produce.
  */
 #define LLMGW_EXPECTED_OUTPUT	256
+extern void llmgw_cost_expect(const LlmModel *model, int64 characters, int max_tokens,
+							  LlmUsage *usage);
 extern LlmNano llmgw_cost_estimate(const LlmModel *model, int64 characters, int max_tokens);
 
 /* the amount as a numeric in USD with nine decimals at most; NULL datum's caller checks */

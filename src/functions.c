@@ -56,6 +56,7 @@ complete(FunctionCallInfo fcinfo, MemoryContext context)
 	run.done = done_single;
 	run.arg = call;
 	llmgw_engine_run(&run);
+	llmgw_ledger_wait(spec->config, call->entry.end);
 	MemoryContextSwitchTo(old);
 	return call;
 }
@@ -85,6 +86,7 @@ static bool
 may_be_null(int sqlstate)
 {
 	return llmgw_on_error == LLMGW_ON_ERROR_NULL &&
+		ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_TO_CATEGORY(ERRCODE_LLM_ALL_FAILED) &&
 		sqlstate != ERRCODE_LLM_BUDGET_EXCEEDED &&
 		sqlstate != ERRCODE_LLM_NO_CANDIDATE;
 }

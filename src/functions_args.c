@@ -14,12 +14,16 @@
 
 #include "access/xlog.h"
 #include "miscadmin.h"
+#include "utils/backend_status.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 
 #include "functions.h"
+
+#define MAX_TAGS_SIZE	65536
 
 /* the names of a configuration's rows, for messages */
 #define LIST_NAMES(buf, array, n) \
@@ -206,9 +210,19 @@ read_tags(FunctionCallInfo fcinfo)
 	}
 	all = llmgw_args_default_tags();
 	if (all == NULL || tags == NULL)
-		return all ? all : tags;
-	return DatumGetJsonbP(DirectFunctionCall2(jsonb_concat, JsonbPGetDatum(all),
-											  JsonbPGetDatum(tags)));
+		all = all ? all : tags;
+	else
+		all = DatumGetJsonbP(DirectFunctionCall2(jsonb_concat, JsonbPGetDatum(all),
+												 JsonbPGetDatum(tags)));
+
+	/* they are kept with each request */
+	if (all != NULL && VARSIZE(all) > MAX_TAGS_SIZE)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("tags of %zu bytes are larger than %d bytes",
+						(Size) VARSIZE(all), MAX_TAGS_SIZE),
+				 errhint("Tags are labels for budgets and reports; put data into your own tables.")));
+	return all;
 }
 
 void
@@ -262,12 +276,17 @@ llmgw_args_read(FunctionCallInfo fcinfo, MemoryContext context)
 	spec->config = llmgw_config_get();
 	llmgw_config_pin(spec->config, context);
 	spec->role = GetOuterUserId();
+	spec->role_name = GetUserNameFromId(spec->role, false);
+	spec->application_name = application_name && application_name[0] ?
+		pstrdup(application_name) : NULL;
+	spec->query_id = (int64) pgstat_get_my_query_id();
 
 	spec->priority = read_priority(fcinfo, spec->config, spec->role);
 	spec->model = text_arg(fcinfo, LLMGW_ARG_MODEL);
 	if (spec->model != NULL)
 		llmgw_args_check_model(spec->config, spec->model);
 	spec->task = read_task(fcinfo, spec->config);
+	spec->task_source = PG_ARGISNULL(LLMGW_ARG_TASK) ? "default" : "argument";
 	spec->optimize = read_word(fcinfo, LLMGW_ARG_OPTIMIZE, "optimize",
 							   llmgw_default_optimize, llmgw_optimize_from_name,
 							   "quality, cost, speed");
@@ -303,7 +322,10 @@ llmgw_args_read(FunctionCallInfo fcinfo, MemoryContext context)
 							llmgw_cache_mode_from_name,
 							"off, auto, on, refresh, only");
 	spec->tags = read_tags(fcinfo);
+	if (spec->tags != NULL)
+		spec->tags_text = JsonbToCString(NULL, &spec->tags->root, VARSIZE(spec->tags));
 
+	llmgw_ledger_open(spec->config);
 	MemoryContextSwitchTo(old);
 	return spec;
 }

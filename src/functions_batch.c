@@ -49,6 +49,7 @@ typedef struct Batch
 	int			started;		/* items before it have been started */
 	int			emitted;		/* rows before it are in the tuplestore */
 	int			cut;			/* answers cut by a token limit */
+	uint64		recorded;		/* end of their records in the ledger */
 	Tuplestorestate *store;
 	MemoryContext context;		/* of all this; and of rows that wait */
 	MemoryContext scratch;		/* for one row; reset after each */
@@ -260,6 +261,7 @@ done_item(LlmRun *run, LlmCall *call)
 	if (call->error == LLMGW_OK && call->finish_reason != NULL &&
 		strcmp(call->finish_reason, "length") == 0)
 		batch->cut++;
+	batch->recorded = Max(batch->recorded, call->entry.end);
 
 	/* only the row is kept: it may have to wait for a slow one before it */
 	old = MemoryContextSwitchTo(batch->scratch);
@@ -348,6 +350,7 @@ llmgw_sql_complete_batch(PG_FUNCTION_ARGS)
 	llmgw_loop_expect_connections(Min(run.max_in_flight, batch.n));
 	llmgw_engine_run(&run);
 	emit(&batch);
+	llmgw_ledger_wait(batch.spec->config, batch.recorded);
 
 	if (batch.cut > 0)
 		ereport(WARNING,

@@ -31,6 +31,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/regproc.h"
+#include "utils/syscache.h"
 
 #include "config.h"
 
@@ -41,10 +42,14 @@ typedef enum Level
 {
 	CALL = 1,
 	REPORT = 2,
-	ADMIN = 4
+	ADMIN = 4,
+	LEDGER = 8
 } Level;
 
-/* What each word gives. */
+/*
+ * What each word gives.  LEDGER is the right to read the ledger: one's own rows,
+ * or with REPORT all.  Two words give it; it is taken back with the last one.
+ */
 typedef struct Word
 {
 	const char *word;
@@ -53,14 +58,15 @@ typedef struct Word
 
 static const Word words[] =
 {
-	{"call", CALL},
-	{"report", REPORT},
-	{"admin", CALL | REPORT | ADMIN},
+	{"call", CALL | LEDGER},
+	{"report", REPORT | LEDGER},
+	{"admin", CALL | REPORT | ADMIN | LEDGER},
 };
 
 /*
- * What each level is.  A kind is a keyword of GRANT.  Nobody writes objects that
- * begin with _llm_ or reads secrets, and the functions of this file are nobody's.
+ * What each level is.  A kind is a keyword of GRANT, TABLE also of views.  Nobody
+ * writes the ledger or objects that begin with _llm_, or reads secrets, and the
+ * functions of this file are nobody's.
  */
 typedef struct Privilege
 {
@@ -77,6 +83,18 @@ static const Privilege privileges[] =
 	{CALL, "EXECUTE", "FUNCTION", "llm_complete_batch"},
 	{CALL, "EXECUTE", "FUNCTION", "llm_estimate_cost"},
 
+	{LEDGER, "SELECT", "TABLE", "llm_requests"},
+	{LEDGER, "SELECT", "TABLE", "llm_attempts"},
+	{LEDGER, "SELECT", "TABLE", "llm_daily_spend"},
+	{LEDGER, "SELECT", "TABLE", "llm_spend_today"},
+	{LEDGER, "SELECT", "TABLE", "llm_fallback_report"},
+	{LEDGER, "SELECT", "TABLE", "llm_routing_report"},
+	{LEDGER, "SELECT", "TABLE", "llm_estimate_accuracy"},
+
+	/* the ledger's policies ask for this one */
+	{REPORT, "EXECUTE", "FUNCTION", "_llm_reports_all"},
+	{REPORT, "EXECUTE", "FUNCTION", "_llm_worker_status"},
+	{REPORT, "SELECT", "TABLE", "llm_worker_status"},
 	{REPORT, "SELECT", "TABLE", "llm_providers"},
 	{REPORT, "SELECT", "TABLE", "llm_models"},
 	{REPORT, "SELECT", "TABLE", "llm_tiers"},
@@ -144,6 +162,56 @@ change_member(const Form_pg_depend member, int levels, const char *role, bool gr
 					 privileges[i].privileges, privileges[i].kind, identity,
 					 grant ? "TO" : "FROM", role));
 	}
+}
+
+/* Whether the role itself, not one that it inherits from, may execute it. */
+static bool
+executes(Oid function, Oid role)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	Datum		datum;
+	bool		isnull;
+	bool		result = false;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	datum = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_proacl, &isnull);
+	if (!isnull)
+	{
+		Acl		   *acl = DatumGetAclP(datum);
+		AclItem    *items = ACL_DAT(acl);
+
+		for (int i = 0; i < ACL_NUM(acl); i++)
+			if (items[i].ai_grantee == role &&
+				(ACLITEM_GET_PRIVS(items[i]) & ACL_EXECUTE) != 0)
+				result = true;
+	}
+	ReleaseSysCache(tuple);
+	return result;
+}
+
+/* Whether the role still has a function of a word that gives LEDGER. */
+static bool
+keeps_ledger(List *members, Oid role)
+{
+	ListCell   *lc;
+
+	foreach(lc, members)
+	{
+		const Form_pg_depend member = lfirst(lc);
+		char	   *name;
+
+		if (member->classid != ProcedureRelationId ||
+			!executes(member->objid, role))
+			continue;
+		name = get_func_name(member->objid);
+		for (int i = 0; name != NULL && i < lengthof(privileges); i++)
+			if ((privileges[i].level & (CALL | REPORT)) != 0 &&
+				strcmp(privileges[i].kind, "FUNCTION") == 0 &&
+				strcmp(privileges[i].name, name) == 0)
+				return true;
+	}
+	return false;
 }
 
 static void
@@ -219,7 +287,10 @@ change(FunctionCallInfo fcinfo, bool grant)
 		run(psprintf("GRANT USAGE ON SCHEMA %s TO %s",
 					 quote_identifier(get_namespace_name(schema)), role));
 	foreach(lc, members)
-		change_member(lfirst(lc), levels, role, grant);
+		change_member(lfirst(lc), grant ? levels : levels & ~LEDGER, role, grant);
+	if (!grant && !keeps_ledger(members, role_oid))
+		foreach(lc, members)
+			change_member(lfirst(lc), LEDGER, role, false);
 
 	SPI_finish();
 }

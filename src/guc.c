@@ -21,6 +21,12 @@
 #include "guc.h"
 #include "json.h"
 
+int			llmgw_max_databases;
+
+int			llmgw_ledger_buffer;
+int			llmgw_retention;
+int			llmgw_worker_idle_timeout;
+
 bool		llmgw_enabled;
 char	   *llmgw_allowed_hosts;
 char	   *llmgw_ca_file;
@@ -29,6 +35,9 @@ char	   *llmgw_secret_env_pattern;
 char	   *llmgw_secret_directory;
 int			llmgw_max_response_size;
 int			llmgw_max_batch_concurrency;
+bool		llmgw_log_content;
+bool		llmgw_ledger_sync;
+int			llmgw_ledger_sync_timeout;
 
 char	   *llmgw_default_priority;
 int			llmgw_default_optimize;
@@ -82,6 +91,15 @@ int
 llmgw_optimize_from_name(const char *name)
 {
 	return option_from_name(optimize_options, name);
+}
+
+const char *
+llmgw_optimize_name(int optimize)
+{
+	for (const struct config_enum_entry *e = optimize_options; e->name != NULL; e++)
+		if (e->val == optimize && optimize != LLMGW_OPTIMIZE_NONE)
+			return e->name;
+	return NULL;
 }
 
 /*
@@ -300,6 +318,34 @@ check_tags(char **newval, void **extra, GucSource source)
 }
 
 static void
+define_server_settings(void)
+{
+	DefineCustomIntVariable("llm_gateway.max_databases",
+							"Sets how many databases of the cluster may make calls.",
+							"Each takes less than a kilobyte of shared memory.",
+							&llmgw_max_databases, 64, 1, 10000,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+
+	DefineCustomIntVariable("llm_gateway.ledger_buffer",
+							"Sets how much the spool of a database may hold.",
+							"Records of calls wait there for the ledger. When it is full, calls are refused.",
+							&llmgw_ledger_buffer, 256 * 1024, 4 * 1024, INT_MAX / 2,
+							PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
+
+	DefineCustomIntVariable("llm_gateway.retention",
+							"Sets how long llm_requests and llm_attempts keep their rows.",
+							"Zero keeps them for ever. llm_daily_spend is always kept.",
+							&llmgw_retention, 0, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
+
+	DefineCustomIntVariable("llm_gateway.worker_idle_timeout",
+							"Sets after which time without calls a database's worker exits.",
+							"The next call starts another one. Zero lets it stay.",
+							&llmgw_worker_idle_timeout, 60000, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+}
+
+static void
 define_superuser_settings(void)
 {
 	DefineCustomBoolVariable("llm_gateway.enabled",
@@ -359,6 +405,24 @@ define_superuser_settings(void)
 							"A batch that asks for more is capped, with a notice.",
 							&llmgw_max_batch_concurrency, 1000, 1, 10000,
 							PGC_SUSET, 0, NULL, NULL, NULL);
+
+	DefineCustomBoolVariable("llm_gateway.log_content",
+							 "Records prompts and responses in llm_requests.",
+							 NULL,
+							 &llmgw_log_content, false,
+							 PGC_SUSET, 0, NULL, NULL, NULL);
+
+	DefineCustomBoolVariable("llm_gateway.ledger_sync",
+							 "Lets a call return only when it is in the ledger.",
+							 "When off, it returns at once, and its rows appear a moment later.",
+							 &llmgw_ledger_sync, true,
+							 PGC_SUSET, 0, NULL, NULL, NULL);
+
+	DefineCustomIntVariable("llm_gateway.ledger_sync_timeout",
+							"Sets how long a call waits for the ledger at most.",
+							"Afterwards it warns and returns; its record stays as it is.",
+							&llmgw_ledger_sync_timeout, 1000, 1, INT_MAX,
+							PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
 }
 
 static void
@@ -417,6 +481,7 @@ define_user_settings(void)
 void
 llmgw_guc_init(void)
 {
+	define_server_settings();
 	define_superuser_settings();
 	define_user_settings();
 	MarkGUCPrefixReserved("llm_gateway");

@@ -33,6 +33,14 @@ typedef enum LlmOptimize
 	LLMGW_OPTIMIZE_SPEED
 } LlmOptimize;
 
+/* set when the server starts */
+extern int	llmgw_max_databases;
+
+/* set in postgresql.conf */
+extern int	llmgw_ledger_buffer;	/* kB */
+extern int	llmgw_retention;	/* minutes; 0: for ever */
+extern int	llmgw_worker_idle_timeout;	/* ms; 0: never */
+
 /* set by superusers */
 extern bool llmgw_enabled;
 extern char *llmgw_allowed_hosts;
@@ -42,6 +50,9 @@ extern char *llmgw_secret_env_pattern;
 extern char *llmgw_secret_directory;
 extern int	llmgw_max_response_size;	/* kB */
 extern int	llmgw_max_batch_concurrency;
+extern bool llmgw_log_content;
+extern bool llmgw_ledger_sync;
+extern int	llmgw_ledger_sync_timeout;	/* ms */
 
 /* set by anyone */
 extern char *llmgw_default_priority;
@@ -57,5 +68,8 @@ extern void llmgw_guc_init(void);
 /* the value of a word as the arguments cache and optimize spell it; -1: none */
 extern int	llmgw_cache_mode_from_name(const char *name);
 extern int	llmgw_optimize_from_name(const char *name);
+
+/* the word; NULL for none */
+extern const char *llmgw_optimize_name(int optimize);
 
 #endif							/* LLMGW_GUC_H */

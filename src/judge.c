@@ -164,21 +164,29 @@ llmgw_judge(LlmCall *call, const char **message)
  * we know: the prompt, and the output seen so far.
  */
 LlmNano
-llmgw_judge_cost(const LlmCall *call, LlmErrorClass error, LlmUsage *usage)
+llmgw_judge_cost(const LlmCall *call, LlmErrorClass error, LlmUsage *usage,
+				 LlmCostSource *source)
 {
 	const LlmTransfer *t = call->transfer;
 	const LlmModel *model = call->route.candidates[call->current].model;
+	LlmNano		cost;
 
 	*usage = call->answer.usage;
 	if (usage->known)
-		return llmgw_cost(model, usage);
+	{
+		cost = llmgw_cost(model, usage);
+		*source = cost == LLMGW_COST_UNKNOWN ? LLMGW_SOURCE_NONE : LLMGW_SOURCE_USAGE;
+		return cost;
+	}
 	memset(usage, 0, sizeof(*usage));
+	*source = LLMGW_SOURCE_NONE;
 	if (t->http_status >= 300 || !t->requested)
 		return 0;
-	usage->input = (pg_mbstrlen(call->prompt) +
-					(call->spec->system_prompt ?
-					 pg_mbstrlen(call->spec->system_prompt) : 0) + 3) / 4;
+	usage->input = (call->characters + 3) / 4;
 	usage->output = (pg_mbstrlen_with_len(call->answer.text.data,
 										  call->answer.text.len) + 3) / 4;
-	return llmgw_cost(model, usage);
+	cost = llmgw_cost(model, usage);
+	if (cost != LLMGW_COST_UNKNOWN)
+		*source = LLMGW_SOURCE_ESTIMATE;
+	return cost;
 }

@@ -4,8 +4,8 @@
  *	  The extension's shared memory, and the source of request ids.
  *
  * Locking: next_id and limit are atomics that anybody reads and next_id that
- * anybody adds to.  Setting either, and writing the file, needs the LWLock,
- * exclusively.  The lock is held while a file is written and synced, which
+ * anybody adds to.  Setting either, and writing the file, needs
+ * LLMGW_LOCK_REQUEST_ID, exclusively.  The lock is held while a file is written and synced, which
  * happens once per start and then once per ID_BLOCK ids.
  *
  *-------------------------------------------------------------------------
@@ -21,7 +21,6 @@
 #include "port/atomics.h"
 #include "storage/fd.h"
 #include "storage/ipc.h"
-#include "storage/lwlock.h"
 #include "storage/shmem.h"
 #include "utils/timestamp.h"
 
@@ -42,58 +41,99 @@
 /* 2020-01-01 00:00:00 UTC as a TimestampTz */
 #define ID_EPOCH	((TimestampTz) 7305 * USECS_PER_DAY)
 
-typedef struct LlmShared
+typedef struct LlmIdShared
 {
 	pg_atomic_uint64 next_id;	/* the next id to hand out */
 	pg_atomic_uint64 limit;		/* ids below it are covered by the file; 0:
 								 * not set up since the server started */
-} LlmShared;
+} LlmIdShared;
 
-static LlmShared *shared = NULL;
-static LWLock *lock = NULL;
+static LlmIdShared *shared = NULL;
+static LWLockPadded *locks = NULL;
+
+#define MAX_PARTS	8
+
+static const LlmSharedPart *parts[MAX_PARTS];
+static int	nparts = 0;
 
 static shmem_request_hook_type prev_shmem_request_hook = NULL;
 static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
+
+static Size
+id_size(void)
+{
+	return sizeof(LlmIdShared);
+}
+
+static void
+id_init(void *part)
+{
+	LlmIdShared *ids = part;
+
+	pg_atomic_init_u64(&ids->next_id, 0);
+	pg_atomic_init_u64(&ids->limit, 0);
+}
+
+static const LlmSharedPart id_part =
+{
+	"llm_gateway request ids", id_size, id_init, (void **) &shared
+};
 
 static void
 shmem_request(void)
 {
 	if (prev_shmem_request_hook)
 		prev_shmem_request_hook();
-	RequestAddinShmemSpace(MAXALIGN(sizeof(LlmShared)));
-	RequestNamedLWLockTranche(TRANCHE, 1);
+	for (int i = 0; i < nparts; i++)
+		RequestAddinShmemSpace(MAXALIGN(parts[i]->size()));
+	RequestNamedLWLockTranche(TRANCHE, LLMGW_NLOCKS);
 }
 
 static void
 shmem_startup(void)
 {
-	bool		found;
-
 	if (prev_shmem_startup_hook)
 		prev_shmem_startup_hook();
 
 	/* a restart within the postmaster runs this again */
-	shared = NULL;
-	lock = NULL;
-
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	shared = ShmemInitStruct("llm_gateway", sizeof(LlmShared), &found);
-	if (!found)
+	for (int i = 0; i < nparts; i++)
 	{
-		pg_atomic_init_u64(&shared->next_id, 0);
-		pg_atomic_init_u64(&shared->limit, 0);
+		bool		found;
+
+		*parts[i]->address = ShmemInitStruct(parts[i]->name, parts[i]->size(), &found);
+		if (!found)
+			parts[i]->init(*parts[i]->address);
 	}
-	lock = &GetNamedLWLockTranche(TRANCHE)->lock;
+	locks = GetNamedLWLockTranche(TRANCHE);
 	LWLockRelease(AddinShmemInitLock);
+}
+
+void
+llmgw_shmem_register(const LlmSharedPart *part)
+{
+	Assert(nparts < MAX_PARTS);
+	parts[nparts++] = part;
 }
 
 void
 llmgw_shmem_init(void)
 {
+	llmgw_shmem_register(&id_part);
 	prev_shmem_request_hook = shmem_request_hook;
 	shmem_request_hook = shmem_request;
 	prev_shmem_startup_hook = shmem_startup_hook;
 	shmem_startup_hook = shmem_startup;
+}
+
+LWLock *
+llmgw_shmem_lock(LlmSharedLock which)
+{
+	if (locks == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("llm_gateway must be loaded via shared_preload_libraries")));
+	return &locks[which].lock;
 }
 
 /* The limit that the file holds; 0 when there is none. */
@@ -148,6 +188,7 @@ write_limit(uint64 limit)
 static void
 extend_limit(void)
 {
+	LWLock	   *lock = llmgw_shmem_lock(LLMGW_LOCK_REQUEST_ID);
 	uint64		limit;
 	uint64		next;
 
@@ -178,10 +219,8 @@ extend_limit(void)
 int64
 llmgw_next_request_id(void)
 {
-	if (shared == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("llm_gateway must be loaded via shared_preload_libraries")));
+	if (unlikely(shared == NULL))
+		(void) llmgw_shmem_lock(LLMGW_LOCK_REQUEST_ID); /* raises */
 
 	for (;;)
 	{

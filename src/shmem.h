@@ -3,16 +3,45 @@
  * shmem.h
  *	  The extension's shared memory: reserved here, owned by its modules.
  *
- * Today it holds the source of request ids.  Shared structs hold numbers and
- * atomics, never pointers, descriptors or handles.
+ * A module registers its part from _PG_init.  Shared structs hold numbers,
+ * atomics and bounded text, never pointers, descriptors or handles.
  *
  *-------------------------------------------------------------------------
  */
 #ifndef LLMGW_SHMEM_H
 #define LLMGW_SHMEM_H
 
+#include "storage/lwlock.h"
+
+/*
+ * A module's part of shared memory.  size() is asked once MaxBackends is
+ * known; init() fills the part when the server starts, or starts again after a
+ * crash; *address is set in every process.
+ */
+typedef struct LlmSharedPart
+{
+	const char *name;
+	Size		(*size) (void);
+	void		(*init) (void *part);
+	void	  **address;
+} LlmSharedPart;
+
+/* The module's locks, all of the tranche "llm_gateway". */
+typedef enum LlmSharedLock
+{
+	LLMGW_LOCK_REQUEST_ID,
+	LLMGW_LOCK_SPOOL,
+	LLMGW_NLOCKS
+} LlmSharedLock;
+
 /* Installs the hooks.  Only from _PG_init, while libraries are preloaded. */
 extern void llmgw_shmem_init(void);
+
+/* Only from _PG_init; the part must live as long as the process. */
+extern void llmgw_shmem_register(const LlmSharedPart *part);
+
+/* Raises 55000 when the library was not preloaded. */
+extern LWLock *llmgw_shmem_lock(LlmSharedLock which);
 
 /*
  * A new request id: positive, unique and rising in the cluster, also after a

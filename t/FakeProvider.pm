@@ -94,11 +94,12 @@ sub new
 	return $self;
 }
 
-=head2 url([$prefix]), port, host, pid, ca_file
+=head2 url([$prefix]), port, host, control, pid, ca_file
 
 url is what an OpenAI SDK takes as its base URL: C<http://127.0.0.1:PORT/v1>.  With a prefix, as in
 url('/eu'), it is C<http://127.0.0.1:PORT/eu/v1>: the same fake as another provider, which scripts
-can tell apart by path.  ca_file is the certificate that a TLS client must trust.
+can tell apart by path.  control is the port of the control endpoints.  ca_file is the
+certificate that a TLS client must trust.
 
 =cut
 
@@ -111,6 +112,7 @@ sub url
 
 sub host { return '127.0.0.1' }
 sub port { return $_[0]{port} }
+sub control { return $_[0]{control} }
 sub pid { return $_[0]{pid} }
 sub ca_file { return $_[0]{ca_file} }
 
@@ -185,6 +187,24 @@ sub wait_for
 	while (1)
 	{
 		my $result = $condition->($self->journal, $self->stats);
+		return $result if $result || time > $deadline;
+		sleep 0.01;
+	}
+}
+
+=head2 wait_for_stats($condition, [$seconds])
+
+The same with the stats alone, for a journal that is long.
+
+=cut
+
+sub wait_for_stats
+{
+	my ($self, $condition, $seconds) = @_;
+	my $deadline = time + ($seconds // 10);
+	while (1)
+	{
+		my $result = $condition->($self->stats);
 		return $result if $result || time > $deadline;
 		sleep 0.01;
 	}

@@ -31,14 +31,18 @@ use warnings;
 use Carp qw(croak);
 use Exporter qw(import);
 use FakeProvider;
+use File::Basename qw(dirname);
+use File::Spec;
 use IO::Select;
 use IO::Socket::INET;
+use IPC::Run;
+use JSON::PP qw(decode_json);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils qw(slurp_file);
 use Test::More;
 use Time::HiRes qw(sleep time);
 
-our @EXPORT_OK = qw($KEY PROMPTLY error_ok full_listener gone literal silent_listener);
+our @EXPORT_OK = qw($KEY PROMPTLY error_ok full_listener gone literal row rows silent_listener);
 
 # What the fake is given as its key: long, and nowhere else to be found.
 our $KEY = 'sk-fake-Vq8zR2mX4tL7wN0bK5yHcD3s';
@@ -217,6 +221,69 @@ sub requests
 	return $self->fake->journal($before);
 }
 
+=head2 worker([$database]), drained([$seconds], [$database])
+
+worker is the row of llm_worker_status for the database's worker, as a reference to a hash.  drained
+waits until nothing is left that is not in the ledger (false: there still is), without a call that
+would start the worker.
+
+=cut
+
+sub worker
+{
+	my ($self, $database) = @_;
+	my ($row) = rows($self->session($database), q{SELECT * FROM llm_worker_status WHERE worker = 'ledger'});
+	return $row;
+}
+
+sub drained
+{
+	my ($self, $seconds, $database) = @_;
+	my $s = $self->session($database);
+	my $spool = $self->node->data_dir . '/llm_gateway/spool/' . $s->value('SELECT oid FROM pg_database WHERE datname = current_database()');
+	my $deadline = time + ($seconds // $PATIENCE);
+	my $idle = q{SELECT (SELECT pid FROM llm_worker_status WHERE worker = 'launcher') IS NOT NULL
+		AND pending_bytes = 0 AND open_requests = 0 FROM llm_worker_status WHERE worker = 'ledger'};
+	while (1)
+	{
+		# a generation that has been booked is removed, but for the one that calls write to
+		my @generations = glob "$spool/*";
+		return 1 if $s->value($idle) eq 't' && @generations <= 1;
+		return 0 if time > $deadline;
+		sleep 0.02;
+	}
+}
+
+=head2 ledger_load($command, @options), ledger_load_start(@options)
+
+Runs ledger_load.py with this server and fake, and returns what it printed, decoded.  The second one
+only starts a load; the result has a method finish, which returns the same.
+
+=cut
+
+sub ledger_load_start
+{
+	my ($self, $command, @options) = @_;
+	my $program = File::Spec->catfile(dirname(File::Spec->rel2abs(__FILE__)), 'ledger_load.py');
+	my @command = (
+		$ENV{PYTHON} || 'python3', $program, $command,
+		'--host', $self->node->host, '--port', $self->node->port, @options);
+	push @command, '--url', $self->fake->url =~ s{/v1$}{}r if $command eq 'setup';
+	push @command, '--control', $self->fake->control if $command eq 'audit';
+	my $run = bless { out => '', err => '' }, __PACKAGE__ . '::Load';
+	$run->{run} = IPC::Run::start(\@command, '<', \undef, '>', \$run->{out}, '2>', \$run->{err});
+	return $run;
+}
+
+sub ledger_load { return ledger_load_start(@_)->finish }
+
+sub LlmGateway::Load::finish
+{
+	my ($self) = @_;
+	$self->{run}->finish or croak "ledger_load.py: $self->{err}";
+	return decode_json($self->{out});
+}
+
 =head2 log_text
 
 All that the server has logged.
@@ -253,6 +320,28 @@ sub literal
 	return 'NULL' unless defined $text;
 	$text =~ s/'/''/g;
 	return "'$text'";
+}
+
+=head2 rows($session, $query), row($session, $query)
+
+What the query returns: for each row a reference to a hash of texts, NULL as undef.  row: of the
+only one; dies when there are none or more.
+
+=cut
+
+sub rows
+{
+	my ($session, $query) = @_;
+	my $out = $session->value("SELECT (SELECT json_object_agg(key, value) FROM jsonb_each_text(to_jsonb(q))) FROM ($query) q");
+	return map { JSON::PP->new->decode($_) } split /\n/, $out;
+}
+
+sub row
+{
+	my ($session, $query) = @_;
+	my @rows = rows($session, $query);
+	croak scalar @rows . " rows instead of one: $query" if @rows != 1;
+	return $rows[0];
 }
 
 =head2 error_ok($result, \%want, $name)

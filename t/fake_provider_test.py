@@ -324,6 +324,24 @@ class Behaviours(FakeTestCase):
         self.assertNotIn("usage", self.fake.ask("no-usage").json)
         self.assertEqual(self.fake.ask("json-only", stream=True).json["object"], "chat.completion")
 
+    def test_metered(self) -> None:
+        usages = [self.fake.ask("metered", prompt=f"hello {i}").json["usage"] for i in range(20)]
+        self.assertEqual(len({str(usage) for usage in usages}), 20)
+        for usage in usages:
+            self.assertGreaterEqual(usage["prompt_tokens"], 100)
+            self.assertGreaterEqual(
+                usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
+            )
+        streamed = {"stream": True, "stream_options": {"include_usage": True}}
+        again = self.fake.ask("metered", prompt="hello 3", **streamed)
+        self.assertEqual(again.events[-2]["usage"], usages[3])
+        limited = self.fake.ask("metered", prompt="hello 3", max_tokens=1).json["usage"]
+        self.assertEqual(limited["completion_tokens"], 1)
+
+    def test_flaky(self) -> None:
+        statuses = [self.fake.ask("metered+flaky-3").status for _ in range(7)]
+        self.assertEqual(statuses, [200, 200, 500, 200, 200, 500, 200])
+
     def test_streamed_tools(self) -> None:
         events = self.fake.ask("tools", stream=True).events[:-1]
         deltas = [e["choices"][0]["delta"] for e in events]

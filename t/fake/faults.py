@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import zlib
 
 from .behaviours import document, faults, problem, replies, shapes
 from .errors import ERRORS
@@ -83,6 +84,16 @@ def _usage(ask: Ask, answer: Answer, x: str, y: str, c: str, r: str) -> None:
     answer.usage = Usage(prompt=int(x), completion=int(y), cached=int(c), reasoning=int(r))
 
 
+@shapes("metered", "usage drawn from the prompt, unlike what its length would give")
+def _metered(ask: Ask, answer: Answer) -> None:
+    drawn = zlib.crc32(ask.prompt.encode("utf-8", "surrogatepass"))
+    prompt, completion = 100 + drawn % 9901, 1 + (drawn >> 7) % 2003
+    if ask.max_tokens is not None:
+        completion = min(completion, ask.max_tokens)
+    cached, reasoning = prompt * (drawn >> 30) // 4, completion * (drawn >> 29 & 1) // 3
+    answer.usage = Usage(prompt, completion, cached, reasoning)
+
+
 @shapes("no-usage", "no usage, even where it was asked for")
 def _no_usage(ask: Ask, answer: Answer) -> None:
     answer.usage = None
@@ -111,6 +122,11 @@ def _status(ask: Ask, code: str) -> Plan:
     if status == 401:
         return problem(ask, "auth")
     return document(ask, status, ask.dialect.failure(ask, status))
+
+
+@replies("flaky-N", "status 500 for every Nth of all requests that the fake gets")
+def _flaky(ask: Ask, n: str) -> Plan | None:
+    return None if ask.n % max(1, int(n)) else _status(ask, "500")
 
 
 @replies("context-length", "the prompt is too long for the model")

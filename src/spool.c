@@ -1,0 +1,225 @@
+/*-------------------------------------------------------------------------
+ *
+ * spool.c
+ *	  The spools' shared state: slots, owners, the launcher's place.
+ *
+ * See spool.h for what protects what.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "storage/spin.h"
+
+#include "compat.h"
+#include "guc.h"
+#include "shmem.h"
+#include "spool_private.h"
+
+LlmSpoolRoot *llmgw_spool_root = NULL;
+
+static Size
+spool_size(void)
+{
+	return add_size(offsetof(LlmSpoolRoot, owners),
+					add_size(mul_size(sizeof(LlmSpoolOwner), MaxBackends),
+							 mul_size(sizeof(LlmSpoolShared), llmgw_max_databases)));
+}
+
+static void
+init_slot(LlmSpoolShared *slot)
+{
+	memset(slot, 0, sizeof(*slot));
+	pg_atomic_init_u64(&slot->id, 0);
+	pg_atomic_init_u64(&slot->promised, 0);
+	pg_atomic_init_u64(&slot->written, 0);
+	pg_atomic_init_u64(&slot->allocated, 0);
+	pg_atomic_init_u64(&slot->booked, 0);
+	pg_atomic_init_u64(&slot->needed, 0);
+	pg_atomic_init_u64(&slot->old_bytes, 0);
+	pg_atomic_init_u32(&slot->worker_state, LLMGW_WORKER_NONE);
+	pg_atomic_init_u32(&slot->worker_sleeps, 0);
+	pg_atomic_init_u32(&slot->blocked, 0);
+	pg_atomic_init_u32(&slot->no_worker, 0);
+	pg_atomic_init_u64(&slot->requests_booked, 0);
+	pg_atomic_init_u64(&slot->requests_open, 0);
+	pg_atomic_init_u64(&slot->records_discarded, 0);
+	SpinLockInit(&slot->mutex);
+	ConditionVariableInit(&slot->changed);
+}
+
+static void
+spool_init(void *part)
+{
+	LlmSpoolRoot *root = part;
+	char	   *slots;
+
+	root->launcher_pid = 0;
+	root->launcher_procno = 0;
+	pg_atomic_init_u64(&root->next_incarnation, 1);
+	root->nowners = MaxBackends;
+	root->nslots = llmgw_max_databases;
+	slots = (char *) MAXALIGN(&root->owners[root->nowners]);
+	root->slots_at = slots - (char *) root;
+	for (int i = 0; i < root->nowners; i++)
+	{
+		pg_atomic_init_u64(&root->owners[i].incarnation, 0);
+		pg_atomic_init_u32(&root->owners[i].slot, 0);
+		pg_atomic_init_u64(&root->owners[i].writing_from, LLMGW_NOT_WRITING);
+	}
+	for (int i = 0; i < root->nslots; i++)
+		init_slot(&llmgw_root_slots(root)[i]);
+}
+
+static const LlmSharedPart spool_part =
+{
+	"llm_gateway spool", spool_size, spool_init, (void **) &llmgw_spool_root
+};
+
+void
+llmgw_spool_init(void)
+{
+	llmgw_shmem_register(&spool_part);
+}
+
+LlmSpoolShared *
+llmgw_spool_slots(int *n)
+{
+	*n = llmgw_spool_root->nslots;
+	return llmgw_root_slots(llmgw_spool_root);
+}
+
+LlmSpoolShared *
+llmgw_spool_slot(Oid database, bool create)
+{
+	LWLock	   *lock = llmgw_shmem_lock(LLMGW_LOCK_SPOOL);
+	int			n;
+	LlmSpoolShared *slots = llmgw_spool_slots(&n);
+	LlmSpoolShared *found = NULL;
+	LlmSpoolShared *free_slot = NULL;
+
+	LWLockAcquire(lock, create ? LW_EXCLUSIVE : LW_SHARED);
+	for (int i = 0; i < n && found == NULL; i++)
+	{
+		if (slots[i].database == database)
+			found = &slots[i];
+		else if (free_slot == NULL && !OidIsValid(slots[i].database))
+			free_slot = &slots[i];
+	}
+	if (found == NULL && create && free_slot != NULL)
+	{
+		free_slot->database = database;
+		found = free_slot;
+	}
+	LWLockRelease(lock);
+	return found;
+}
+
+/*
+ * Nobody is connected to the database: no process has a pointer to the slot,
+ * but for waiters that look at `changed` of it, of which there can be none.
+ */
+void
+llmgw_spool_drop(Oid database)
+{
+	LlmSpoolShared *slot = llmgw_spool_slot(database, false);
+
+	if (slot != NULL)
+	{
+		LWLock	   *lock = llmgw_shmem_lock(LLMGW_LOCK_SPOOL);
+
+		LWLockAcquire(lock, LW_EXCLUSIVE);
+		if (slot->database == database)
+			init_slot(slot);
+		LWLockRelease(lock);
+	}
+	llmgw_spool_remove_files(database);
+}
+
+/*
+ * The fields are two words, but a torn pair wakes the wrong process at most.
+ */
+void
+llmgw_spool_set_launcher(int pid, int procno)
+{
+	llmgw_spool_root->launcher_procno = procno;
+	pg_write_barrier();
+	llmgw_spool_root->launcher_pid = pid;
+}
+
+bool
+llmgw_spool_get_launcher(int *pid, int *procno)
+{
+	*pid = llmgw_spool_root->launcher_pid;
+	*procno = llmgw_spool_root->launcher_procno;
+	return *pid != 0;
+}
+
+void
+llmgw_spool_wake_launcher(void)
+{
+	int			pid;
+	int			procno;
+
+	if (llmgw_spool_get_launcher(&pid, &procno))
+		SetLatch(&llmgw_proc(procno)->procLatch);
+}
+
+uint64
+llmgw_spool_oldest_write(LlmSpoolShared *spool)
+{
+	uint32		slot = spool - llmgw_root_slots(llmgw_spool_root);
+	uint64		oldest = LLMGW_NOT_WRITING;
+
+	pg_memory_barrier();
+	for (int i = 0; i < llmgw_spool_root->nowners; i++)
+	{
+		LlmSpoolOwner *owner = &llmgw_spool_root->owners[i];
+		uint64		from = pg_atomic_read_u64(&owner->writing_from);
+
+		if (from < oldest && pg_atomic_read_u32(&owner->slot) == slot)
+			oldest = from;
+	}
+	pg_memory_barrier();
+	return oldest;
+}
+
+bool
+llmgw_spool_owner_lives(LlmOwnerId owner)
+{
+	bool		lives = owner.procno >= 0 && owner.procno < llmgw_spool_root->nowners &&
+	pg_atomic_read_u64(&llmgw_spool_root->owners[owner.procno].incarnation) == owner.incarnation;
+
+	pg_memory_barrier();
+	return lives;
+}
+
+void
+llmgw_spool_want_worker(LlmSpoolShared *spool)
+{
+	uint32		none = LLMGW_WORKER_NONE;
+
+	if (pg_atomic_read_u32(&spool->worker_state) == LLMGW_WORKER_NONE &&
+		pg_atomic_compare_exchange_u32(&spool->worker_state, &none, LLMGW_WORKER_WANTED))
+		llmgw_spool_wake_launcher();
+}
+
+void
+llmgw_spool_wake_worker(LlmSpoolShared *spool, bool waiting)
+{
+	/* the worker sets this before it looks at what was written a last time */
+	pg_memory_barrier();
+	if (pg_atomic_read_u32(&spool->worker_sleeps) >=
+		(waiting ? LLMGW_WORKER_NAPS : LLMGW_WORKER_SLEEPS) &&
+		pg_atomic_exchange_u32(&spool->worker_sleeps, LLMGW_WORKER_AWAKE) != LLMGW_WORKER_AWAKE)
+	{
+		int			procno = spool->worker_procno;
+
+		if (pg_atomic_read_u32(&spool->worker_state) == LLMGW_WORKER_RUNNING)
+			SetLatch(&llmgw_proc(procno)->procLatch);
+	}
+}
