@@ -30,7 +30,7 @@ class Server:
 
     def run(self, sql: str) -> list[str]:
         """Runs statements and returns their output lines."""
-        self.psql.stdin.write(sql + "\n\\echo ---\n")
+        self.psql.stdin.write(sql + ";\n\\echo ---\n")
         self.psql.stdin.flush()
         lines: list[str] = []
         while (line := self.psql.stdout.readline()) != "---\n":
@@ -54,7 +54,7 @@ class Bench:
         self.stub = subprocess.Popen([self.tools / "stub"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.url = f"http://127.0.0.1:{self.stub.stdout.readline().split()[1]}"
         self.server = Server(options.psql)
-        self.psql = Path(options.psql)
+        self.pgbench = Path(options.psql).with_name("pgbench")
         self.rows = options.rows
         # a call's own work; what waiting for the ledger costs is measured apart
         self.server.run("SET client_min_messages = warning; SET llm_gateway.ledger_sync = off;"
@@ -129,7 +129,7 @@ class Bench:
         """Calls a second of that many sessions, one call to a transaction."""
         script = self.tools / "call.sql"
         script.write_text(f"SELECT llm_complete('x', model => '{self.model(path)}');\n")
-        out = subprocess.run([self.psql.with_name("pgbench"), "-n", "-c", str(sessions), "-j", "2", "-T", "3",
+        out = subprocess.run([self.pgbench, "-n", "-c", str(sessions), "-j", "2", "-T", "3",
                               "-f", script], check=True, capture_output=True, text=True,
                              env={**os.environ, "PGOPTIONS": f"-c llm_gateway.ledger_sync={sync}"}).stdout
         return float(re.search(r"tps = ([0-9.]+)", out)[1])

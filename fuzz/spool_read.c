@@ -64,6 +64,12 @@ llmgw_spool_oldest_write(LlmSpoolShared *spool)
 	return LLMGW_NOT_WRITING;
 }
 
+bool
+llmgw_generation_marked(Oid database, LlmGeneration gen, uint64 *offset)
+{
+	return false;
+}
+
 static void
 make_record(char *to, uint64 offset, uint64 salt, int64 id, const uint8_t *payload, uint32 len)
 {

@@ -210,8 +210,16 @@ find_spool(void *arg)
 	LWLock	   *lock = llmgw_shmem_lock(LLMGW_LOCK_SPOOL);
 	uint64		bytes;
 	int			n;
+	LlmGeneration *generations;
 	LlmSpoolShared *slot;
 
+	/* after an orderly stop all is booked, which costs no worker to see */
+	slot = llmgw_spool_slot(oid, false);
+	generations = llmgw_spool_generations(oid, &n, &bytes);
+	for (int i = 0; i < n; i++)
+		if ((slot == NULL || pg_atomic_read_u64(&slot->id) == 0) &&
+			llmgw_generation_finished(oid, generations[i]))
+			llmgw_generation_remove(oid, generations[i]);
 	(void) llmgw_spool_generations(oid, &n, &bytes);
 	if (n == 0)
 		return;

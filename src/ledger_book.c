@@ -271,7 +271,6 @@ next_position(LlmSource *source, LlmOpenRequest **carried, int ncarried, bool do
 			  LlmPosition *position)
 {
 	memset(position, 0, sizeof(*position));
-	position->stored = true;
 	position->done = done;
 	position->read_offset = llmgw_spool_reader_offset(source->reader);
 	if (ncarried == 0)
@@ -286,7 +285,7 @@ next_position(LlmSource *source, LlmOpenRequest **carried, int ncarried, bool do
 	}
 }
 
-/* Books what has ended.  False: it must all be read again. */
+/* Books what has ended.  False: it has to be tried again. */
 static bool
 book_ended(LlmBook *book, bool done)
 {
@@ -304,11 +303,14 @@ book_ended(LlmBook *book, bool done)
 		return true;			/* only notes: they may be read again */
 
 	installed = llmgw_tables_begin(book->tables);
-	if (installed && llmgw_tables_extension(book->tables) != source->extension)
+	if (llmgw_tables_extension(book->tables) != source->extension)
 	{
-		llmgw_tables_commit(book->tables);
-		source->stale = true;
-		return false;
+		/*
+		 * What was read so far belonged to the former one, or to none, and is
+		 * booked or discarded.  This one's ledger is empty.
+		 */
+		source->extension = llmgw_tables_extension(book->tables);
+		source->position.stored = false;
 	}
 	if (installed)
 	{
@@ -330,17 +332,8 @@ book_ended(LlmBook *book, bool done)
 	llmgw_tables_commit(book->tables);
 	MemoryContextSwitchTo(book->step_context);
 	if (posted.again)
-	{
-		source->stale = true;
 		return false;
-	}
-
-	/* the ledger that it was the position of is gone, or never was */
-	if (!installed)
-	{
-		position.stored = false;
-		source->extension = InvalidOid;
-	}
+	position.stored = installed;
 	apply(book, &position, &posted, carried, ncarried);
 	log_posted(&posted);
 	return true;

@@ -52,8 +52,8 @@ static LlmStatement update_position_at = {
 	6, {INT8OID, INT8OID, INT8OID, BOOLOID, INT8OID, TIDOID}
 };
 static LlmStatement clean_positions = {
-	"DELETE FROM @._llm_spool_position WHERE spool_id < (SELECT spool_id"
-	" FROM @._llm_spool_position ORDER BY spool_id DESC LIMIT 1 OFFSET $1)",
+	"DELETE FROM @._llm_spool_position WHERE done AND spool_id < (SELECT spool_id"
+	" FROM @._llm_spool_position WHERE done ORDER BY spool_id DESC LIMIT 1 OFFSET $1 - 1)",
 	1, {INT8OID}
 };
 static LlmStatement clean_carried = {

@@ -4,8 +4,8 @@
  *	  What the worker reads: the generations of a spool, one after another.
  *
  * What is known of a generation is only a copy of what its position's row and
- * its records say.  Whenever the two may have parted - the extension is another
- * one, or somebody else has booked - it is stale, thrown away and read again.
+ * its records say.  When the two may have parted, because somebody else has
+ * booked, it is stale: thrown away and read again.
  *
  *-------------------------------------------------------------------------
  */

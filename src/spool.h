@@ -20,7 +20,9 @@
  * (16 hex digits) is random.  SEGMENT (8 hex digits) counts from 0; segments
  * have LLMGW_SEGMENT_SIZE bytes, preallocated with zeros.  Byte n of the
  * generation is byte n % LLMGW_SEGMENT_SIZE of segment n / LLMGW_SEGMENT_SIZE.
- * Segments that nobody needs any more are removed, the oldest first.
+ * Segments that nobody needs any more are removed, the oldest first.  A worker
+ * that leaves with all records booked writes their end, in decimal, into the
+ * file "booked" beside the segments.
  *
  * A record begins at a multiple of 8 with an LlmSpoolHeader, is followed by its
  * payload and padded with zeros to a multiple of 8; it may continue in the
@@ -133,7 +135,10 @@ typedef struct LlmSpoolShared
 	 * other changes under the lock, exclusive.
 	 */
 	pg_atomic_uint32 worker_state;
-	/* of the worker, valid while it runs; under the lock */
+	/*
+	 * Of the worker, valid while it runs; under the lock.  worker_started is set
+	 * with STARTING, too, and is 0 once it has left on purpose (worker.h).
+	 */
 	int			worker_pid;
 	int			worker_procno;
 	TimestampTz worker_started;
@@ -299,6 +304,16 @@ extern void llmgw_segments_remove(Oid database, LlmGeneration gen, uint64 offset
 /* Bytes of the generation's segments: from the first that exists to the last. */
 extern void llmgw_segments_range(Oid database, LlmGeneration gen, uint64 *first, uint64 *end);
 
+/*
+ * Leaves word that all records before the offset are booked, and that no
+ * request is open: whoever finds none behind it need not look any further.
+ * What goes wrong is only logged.
+ */
+extern void llmgw_generation_mark(Oid database, LlmGeneration gen, uint64 offset);
+
+/* The offset that was left; false when there is none. */
+extern bool llmgw_generation_marked(Oid database, LlmGeneration gen, uint64 *offset);
+
 /* Makes [from, to) durable.  False: errno. */
 extern bool llmgw_segments_sync(Oid database, LlmGeneration gen, uint64 from, uint64 to);
 
@@ -343,6 +358,9 @@ extern LlmSpoolRead llmgw_spool_read(LlmSpoolReader *reader, LlmSpoolRecord *rec
 /* where the next read begins; bytes skipped since it was opened */
 extern uint64 llmgw_spool_reader_offset(const LlmSpoolReader *reader);
 extern uint64 llmgw_spool_reader_skipped(const LlmSpoolReader *reader);
+
+/* Whether an old generation was left with all its records booked. */
+extern bool llmgw_generation_finished(Oid database, LlmGeneration gen);
 
 /*
  * The lowest offset at which some process may be writing; LLMGW_NOT_WRITING:

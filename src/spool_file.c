@@ -339,3 +339,50 @@ llmgw_segments_sync(Oid database, LlmGeneration gen, uint64 from, uint64 to)
 	}
 	return true;
 }
+
+static void
+mark_path(char *path, Oid database, LlmGeneration gen)
+{
+	generation_path(path, database, gen);
+	strlcat(path, "/booked", SPOOL_PATH_LEN);
+}
+
+void
+llmgw_generation_mark(Oid database, LlmGeneration gen, uint64 offset)
+{
+	char		path[SPOOL_PATH_LEN];
+	char		text[32];
+	int			len = snprintf(text, sizeof(text), UINT64_FORMAT "\n", offset);
+	int			fd;
+	bool		ok;
+
+	/* a torn one is none: it has no line end */
+	mark_path(path, database, gen);
+	fd = BasicOpenFile(path, O_WRONLY | O_CREAT | O_TRUNC | PG_BINARY);
+	ok = fd >= 0 && write(fd, text, len) == len && pg_fsync(fd) == 0;
+	if (!ok)
+		ereport(LOG,
+				(errcode_for_file_access(),
+				 errmsg("could not write file \"%s\": %m", path)));
+	if (fd >= 0)
+		close(fd);
+}
+
+bool
+llmgw_generation_marked(Oid database, LlmGeneration gen, uint64 *offset)
+{
+	char		path[SPOOL_PATH_LEN];
+	FILE	   *file;
+	unsigned long long n;
+	char		end = '\0';
+	bool		found;
+
+	mark_path(path, database, gen);
+	file = AllocateFile(path, "r");
+	if (file == NULL)
+		return false;
+	found = fscanf(file, "%llu%c", &n, &end) == 2 && end == '\n';
+	FreeFile(file);
+	*offset = n;
+	return found;
+}

@@ -284,3 +284,19 @@ llmgw_spool_read(LlmSpoolReader *reader, LlmSpoolRecord *record)
 	reader->offset = record->end;
 	return LLMGW_READ_RECORD;
 }
+
+bool
+llmgw_generation_finished(Oid database, LlmGeneration gen)
+{
+	uint64		offset;
+	LlmSpoolReader *reader;
+	LlmSpoolRecord record;
+	bool		finished;
+
+	if (!llmgw_generation_marked(database, gen, &offset))
+		return false;
+	reader = llmgw_spool_reader_open(CurrentMemoryContext, database, gen, offset, NULL);
+	finished = llmgw_spool_read(reader, &record) == LLMGW_READ_END;
+	llmgw_spool_reader_close(reader);
+	return finished;
+}

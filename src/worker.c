@@ -140,10 +140,10 @@ static uint32 wait_event;
 
 static volatile sig_atomic_t stop_requested = false;
 
-/* the last error that was logged, and since when steps have failed */
+/* the last error that was logged, and whether that was since a step succeeded */
 static int	logged_code = 0;
 static TimestampTz logged_at = 0;
-static bool failing = false;
+static bool logged = false;
 
 /* result of the action below */
 static LlmBookStep step_result;
@@ -300,6 +300,7 @@ report_error(const ErrorData *edata)
 		return;
 	logged_code = edata->sqlerrcode;
 	logged_at = now;
+	logged = true;
 	ereport(LOG,
 			(errcode(edata->sqlerrcode),
 			 errmsg("llm_gateway cannot write the ledger of database \"%s\" for now: %s",
@@ -453,19 +454,32 @@ nap(long ms, LlmWorkerSleep mode, uint64 seen)
 	(void) attempt(interrupt_action);
 }
 
-/* The same for all of the time, unless the worker has to leave. */
+/* Makes the spool durable now and then, whatever becomes of the ledger. */
+static void
+sync_if_due(TimestampTz now)
+{
+	static TimestampTz last_sync = 0;
+
+	if (TimestampDifferenceExceeds(last_sync, now, NAP_MS))
+	{
+		(void) attempt(sync_action);
+		last_sync = now;
+	}
+}
+
+/* Waits for all of the time, unless the worker has to leave. */
 static void
 wait_out(long ms)
 {
-	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz end = TimestampTzPlusMilliseconds(now, ms);
 
-	while (slot->inhibited_by == 0 && !stop_requested)
+	while (now < end && slot->inhibited_by == 0 && !stop_requested)
 	{
-		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
-
-		if (left <= 0)
-			return;
-		nap(left, LLMGW_WORKER_AWAKE, 0);
+		sync_if_due(now);
+		nap(Min(Max(TimestampDifferenceMilliseconds(now, end), 1), NAP_MS),
+			LLMGW_WORKER_AWAKE, 0);
+		now = GetCurrentTimestamp();
 	}
 }
 
@@ -473,7 +487,6 @@ wait_out(long ms)
 static void
 set_blocked(void)
 {
-	failing = true;
 	if (pg_atomic_exchange_u32(&slot->blocked, 1) == 0)
 		ConditionVariableBroadcast(&slot->changed);
 }
@@ -482,12 +495,11 @@ static void
 clear_blocked(void)
 {
 	pg_atomic_write_u32(&slot->blocked, 0);
-	if (failing && logged_code != 0)
+	if (logged)
 		ereport(LOG,
 				(errmsg("llm_gateway writes the ledger of database \"%s\" again",
 						database_name)));
-	failing = false;
-	logged_code = 0;
+	logged = false;
 }
 
 /* How long to wait after the n-th failure in a row. */
@@ -510,7 +522,6 @@ static void
 work(void)
 {
 	TimestampTz last_record = GetCurrentTimestamp();
-	TimestampTz last_sync = 0;
 	TimestampTz retain_at = 0;
 	TimestampTz stop_at = NEVER;
 	uint64		looked = PG_UINT64_MAX;
@@ -521,6 +532,7 @@ work(void)
 	for (;;)
 	{
 		uint64		seen = pg_atomic_read_u64(&slot->written);
+		uint64		booked = pg_atomic_read_u64(&slot->booked);
 		TimestampTz now = GetCurrentTimestamp();
 		TimestampTz idle_at = NEVER;
 		TimestampTz wake_at;
@@ -546,7 +558,7 @@ work(void)
 			continue;
 		}
 		failures = 0;
-		if (failing || pg_atomic_read_u32(&slot->blocked) != 0)
+		if (pg_atomic_read_u32(&slot->blocked) != 0)
 			clear_blocked();
 
 		now = GetCurrentTimestamp();
@@ -557,13 +569,7 @@ work(void)
 			reported = false;
 		}
 
-		/* also while there is always more to do; it knows whether it has to */
-		if (TimestampDifferenceExceeds(last_sync, now, NAP_MS))
-		{
-			(void) attempt(sync_action);
-			last_sync = now;
-		}
-
+		sync_if_due(now);
 		if (step_result == LLMGW_BOOK_MORE)
 		{
 			(void) attempt(interrupt_action);
@@ -571,6 +577,9 @@ work(void)
 		}
 		if (step_result == LLMGW_BOOK_PENDING)
 		{
+			/* under load there is always one, soon to be written */
+			if (pg_atomic_read_u64(&slot->booked) != booked)
+				pending = 0;
 			nap(Min(MIN_PENDING_MS << Min(pending, 10), MAX_PENDING_MS), LLMGW_WORKER_AWAKE, 0);
 			pending++;
 			continue;
@@ -606,7 +615,7 @@ work(void)
 		if (!reported)
 			(void) attempt(stat_action);
 		reported = true;
-		if (llmgw_worker_idle_timeout > 0 && pg_atomic_read_u64(&slot->old_bytes) == 0)
+		if (llmgw_worker_idle_timeout > 0)
 			idle_at = TimestampTzPlusMilliseconds(last_record, llmgw_worker_idle_timeout);
 		wake_at = TimestampTzPlusMilliseconds(now, RETAIN_MS);
 		if (now >= idle_at)
