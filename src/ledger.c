@@ -267,7 +267,8 @@ static bool
 in_the_way(const LlmConfig *config)
 {
 	static const char *const tables[] = {
-		"llm_requests", "llm_attempts", "llm_daily_spend", "_llm_spool_position"
+		"llm_requests", "llm_attempts", "llm_daily_spend",
+		"_llm_spool_position", "_llm_spool_carried"
 	};
 	LOCKTAG		tag;
 

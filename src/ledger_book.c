@@ -467,3 +467,18 @@ llmgw_book_retain(LlmBook *book)
 	MemoryContextReset(book->step_context);
 	return more;
 }
+
+void
+llmgw_book_leave(LlmBook *book)
+{
+	LlmSource  *source = &book->source;
+	uint64		offset;
+
+	if (source->stale || !source->live || source->reader == NULL || source->nended > 0 ||
+		llmgw_book_open_requests(book) > 0)
+		return;
+	offset = llmgw_spool_reader_offset(source->reader);
+	if (offset == pg_atomic_read_u64(&book->spool->written) &&
+		offset == pg_atomic_read_u64(&book->spool->booked))
+		llmgw_generation_mark(book->spool->database, source->gen, offset);
+}

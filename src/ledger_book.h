@@ -44,6 +44,12 @@ extern int	llmgw_book_open_requests(const LlmBook *book);
 extern void llmgw_book_sync(LlmBook *book);
 
 /*
+ * The worker leaves.  If all that was written is booked, it leaves word of that,
+ * so that the next start of the server needs no worker to find out.
+ */
+extern void llmgw_book_leave(LlmBook *book);
+
+/*
  * Deletes some rows that are older than llm_gateway.retention, in a transaction
  * of its own.  False when there were none.  Raises as llmgw_book_step().
  */

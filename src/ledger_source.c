@@ -170,6 +170,9 @@ llmgw_source_next(LlmSource *source)
 		pg_read_barrier();
 		gen.salt = source->spool->salt;
 		open_source(source, gen, true);
+
+		/* who began it counted the old ones, maybe before they were gone */
+		publish_old_bytes(source);
 	}
 	return true;
 }
@@ -238,10 +241,12 @@ llmgw_source_read(LlmSource *source)
 void
 llmgw_source_end(LlmSource *source, LlmOpenRequest *request)
 {
-	LlmOwnerId	owner;
+	const LlmRaw *raw = request->records;
 
+	while (raw != NULL && raw->type != LLMGW_RECORD_NOTE)
+		raw = raw->next;
 	llmgw_open_remove(source->open, request);
-	if (llmgw_facts_owner(request, &owner))
+	if (raw != NULL)
 		add_ended(source, request);
 	else
 		llmgw_open_free(request);

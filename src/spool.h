@@ -135,9 +135,11 @@ typedef struct LlmSpoolShared
 	 * other changes under the lock, exclusive.
 	 */
 	pg_atomic_uint32 worker_state;
+
 	/*
-	 * Of the worker, valid while it runs; under the lock.  worker_started is set
-	 * with STARTING, too, and is 0 once it has left on purpose (worker.h).
+	 * Of the worker, valid while it runs; under the lock.  worker_started is
+	 * set with STARTING, too, and is 0 once it has left on purpose
+	 * (worker.h).
 	 */
 	int			worker_pid;
 	int			worker_procno;

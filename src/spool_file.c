@@ -351,7 +351,7 @@ void
 llmgw_generation_mark(Oid database, LlmGeneration gen, uint64 offset)
 {
 	char		path[SPOOL_PATH_LEN];
-	char		text[32];
+	char text[	32];
 	int			len = snprintf(text, sizeof(text), UINT64_FORMAT "\n", offset);
 	int			fd;
 	bool		ok;

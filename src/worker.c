@@ -220,6 +220,8 @@ leave_on_purpose(void)
 	if (slot->database == slot_database && slot->worker_pid == MyProcPid)
 		slot->worker_started = 0;
 	LWLockRelease(lock);
+	if (book != NULL)
+		llmgw_book_leave(book);
 	proc_exit(0);
 }
 
@@ -244,7 +246,10 @@ leave_idle(void)
 		pg_atomic_write_u32(&slot->worker_state, LLMGW_WORKER_RUNNING);
 	LWLockRelease(lock);
 	if (idle)
+	{
+		llmgw_book_leave(book);
 		proc_exit(0);
+	}
 }
 
 static void
