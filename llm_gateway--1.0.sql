@@ -611,7 +611,7 @@ IS 'where the answer came from; without an answer, the provider that was tried l
 COMMENT ON COLUMN @extschema@.llm_requests.model
 IS 'the model that answered, or was tried last; NULL: none was';
 COMMENT ON COLUMN @extschema@.llm_requests.status
-IS 'ok; error: every attempt failed; cached: no call was needed; cancelled: nobody waited for the answer; unknown: nobody was left to see the end; rejected: nothing was sent';
+IS 'ok; error: no attempt succeeded, or none could be made; cached: no call was needed; cancelled: nobody waited for the answer; unknown: nobody was left to see the end; rejected: the gateway sent nothing, because no model could take it';
 COMMENT ON COLUMN @extschema@.llm_requests.error_class
 IS 'why there is no answer, in the words of llm_error_policies, or budget, no_candidate, schema, unavailable, all_failed';
 COMMENT ON COLUMN @extschema@.llm_requests.finish_reason
@@ -647,9 +647,9 @@ IS 'the budgets that were charged';
 COMMENT ON COLUMN @extschema@.llm_requests.tags
 IS 'the tags of the call, with those of llm_gateway.tags';
 COMMENT ON COLUMN @extschema@.llm_requests.prompt_hash
-IS 'equal for equal prompts, in all databases of the cluster; made with a key, so that no guess can be tried against it';
+IS 'equal for equal prompts, in all databases of the cluster; made with a key, so that nobody without calls of their own can try guesses against it';
 COMMENT ON COLUMN @extschema@.llm_requests.prompt
-IS 'the prompt; NULL unless llm_gateway.log_content is on';
+IS 'the prompt; NULL unless llm_gateway.log_content is on and something was sent';
 COMMENT ON COLUMN @extschema@.llm_requests.response
 IS 'the answer; NULL unless llm_gateway.log_content is on';
 
@@ -697,7 +697,7 @@ IS 'from then to its end, in milliseconds; NULL: nobody saw the end';
 COMMENT ON COLUMN @extschema@.llm_attempts.http_status
 IS 'the status of the answer; NULL: there was none';
 COMMENT ON COLUMN @extschema@.llm_attempts.error_class
-IS 'why it failed, in the words of llm_error_policies; NULL: it did not';
+IS 'why it failed, in the words of llm_error_policies, or cancelled, or unknown: nobody was left to see its end; NULL: it did not fail';
 COMMENT ON COLUMN @extschema@.llm_attempts.message
 IS 'what the provider or the network said of it, shortened';
 COMMENT ON COLUMN @extschema@.llm_attempts.input_tokens
@@ -897,7 +897,7 @@ SELECT (r.created_at AT TIME ZONE 'UTC')::pg_catalog.date AS day,
        pg_catalog.count(DISTINCT r.request_id) AS requests
 FROM @extschema@.llm_requests r
 JOIN @extschema@.llm_attempts a ON a.request_id OPERATOR(pg_catalog.=) r.request_id
-WHERE a.error_class IS NOT NULL
+WHERE a.error_class OPERATOR(pg_catalog.<>) ALL ('{cancelled,unknown}')
   AND (r.status OPERATOR(pg_catalog.<>) 'ok' OR r.provider OPERATOR(pg_catalog.<>) a.provider)
 GROUP BY 1, 2, 3, 4
 ORDER BY 1 DESC, 5 DESC, 2, 3, 4;

@@ -83,6 +83,13 @@
 	pg_database_ownercheck((database), (role))
 #endif
 
+/* 17: the shared variables about transactions have another name */
+#if PG_VERSION_NUM >= 170000
+#define llmgw_oldest_clog_xid()	(TransamVariables->oldestClogXid)
+#else
+#define llmgw_oldest_clog_xid()	(ShmemVariableCache->oldestClogXid)
+#endif
+
 #ifdef LIBCURL_VERSION_NUM
 
 /* 7.85: protocols as a string; the bit mask is deprecated since */

@@ -13,6 +13,7 @@
 #include <math.h>
 
 #include "access/xlog.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/backend_status.h"
 #include "utils/acl.h"
@@ -23,7 +24,8 @@
 
 #include "functions.h"
 
-#define MAX_TAGS_SIZE	65536
+/* of tags as text */
+#define MAX_TAGS_LENGTH	65536
 
 /* the names of a configuration's rows, for messages */
 #define LIST_NAMES(buf, array, n) \
@@ -192,6 +194,55 @@ llmgw_args_default_tags(void)
 	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(llmgw_tags)));
 }
 
+/*
+ * Whether tags are too long as text.  A number may be much longer as text than
+ * as jsonb, so they are looked at one by one.
+ */
+static bool
+too_long(Jsonb *tags)
+{
+	JsonbIterator *it = JsonbIteratorInit(&tags->root);
+	JsonbIteratorToken token;
+	JsonbValue	v;
+	Size		len = VARSIZE(tags);
+
+	while (len <= MAX_TAGS_LENGTH && (token = JsonbIteratorNext(&it, &v, false)) != WJB_DONE)
+	{
+		if ((token == WJB_VALUE || token == WJB_ELEM) && v.type == jbvNumeric)
+		{
+			char	   *digits = DatumGetCString(DirectFunctionCall1(numeric_out,
+																	 NumericGetDatum(v.val.numeric)));
+
+			len += strlen(digits);
+			pfree(digits);
+		}
+	}
+	return len > MAX_TAGS_LENGTH ||
+		strlen(JsonbToCString(NULL, &tags->root, len)) > MAX_TAGS_LENGTH;
+}
+
+/*
+ * A name that all databases share may be in the encoding of another one.  What
+ * is not valid in this one is written as \xHH.
+ */
+static const char *
+valid_text(const char *name)
+{
+	StringInfoData buf;
+
+	if (pg_verifymbstr(name, strlen(name), true))
+		return name;
+	initStringInfo(&buf);
+	for (; *name; name++)
+	{
+		if (IS_HIGHBIT_SET(*name))
+			appendStringInfo(&buf, "\\x%02X", (unsigned char) *name);
+		else
+			appendStringInfoChar(&buf, *name);
+	}
+	return buf.data;
+}
+
 /* The setting's tags, and over them the argument's. */
 static Jsonb *
 read_tags(FunctionCallInfo fcinfo)
@@ -216,11 +267,10 @@ read_tags(FunctionCallInfo fcinfo)
 												 JsonbPGetDatum(tags)));
 
 	/* they are kept with each request */
-	if (all != NULL && VARSIZE(all) > MAX_TAGS_SIZE)
+	if (all != NULL && too_long(all))
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("tags of %zu bytes are larger than %d bytes",
-						(Size) VARSIZE(all), MAX_TAGS_SIZE),
+				 errmsg("tags are longer than %d bytes", MAX_TAGS_LENGTH),
 				 errhint("Tags are labels for budgets and reports; put data into your own tables.")));
 	return all;
 }
@@ -276,7 +326,7 @@ llmgw_args_read(FunctionCallInfo fcinfo, MemoryContext context)
 	spec->config = llmgw_config_get();
 	llmgw_config_pin(spec->config, context);
 	spec->role = GetOuterUserId();
-	spec->role_name = GetUserNameFromId(spec->role, false);
+	spec->role_name = valid_text(GetUserNameFromId(spec->role, false));
 	spec->application_name = application_name && application_name[0] ?
 		pstrdup(application_name) : NULL;
 	spec->query_id = (int64) pgstat_get_my_query_id();

@@ -160,12 +160,13 @@ llmgw_ledger_note(LlmLedgerEntry *entry, int64 request_id, const LlmRequestInfo 
 		note.previous = *previous;
 	llmgw_note_encode(buf, &note);
 
+	/* first, as it may raise; one that no note follows is forgotten */
+	if (prompt != NULL && !entry->noted)
+		append_text(entry, request_id, LLMGW_RECORD_PROMPT, prompt);
 	room = LLMGW_RECORD_SIZE(buf->len) + (entry->noted ? 0 : END_ROOM);
 	reason = llmgw_spool_reserve(room);
 	if (reason != NULL)
 		return reason;
-	if (prompt != NULL && !entry->noted)
-		append_text(entry, request_id, LLMGW_RECORD_PROMPT, prompt);
 	if (!llmgw_spool_append(LLMGW_RECORD_NOTE, request_id, buf->data, buf->len, &entry->end))
 	{
 		reason = psprintf("the spool of the ledger cannot be written: %s", strerror(errno));
@@ -175,8 +176,14 @@ llmgw_ledger_note(LlmLedgerEntry *entry, int64 request_id, const LlmRequestInfo 
 	}
 	if (!entry->noted)
 	{
+		LlmSpoolShared *spool = llmgw_spool_open();
+
 		entry->noted = true;
 		noted++;
+
+		/* so that it is made durable while the call is under way */
+		llmgw_spool_want_worker(spool);
+		llmgw_spool_wake_worker(spool, false);
 	}
 	return NULL;
 }
@@ -295,13 +302,20 @@ void
 llmgw_ledger_wait(const LlmConfig *config, uint64 end)
 {
 	static LocalTransactionId warned = InvalidLocalTransactionId;
+	static uint64 stalled_at = PG_UINT64_MAX;
 	LlmSpoolShared *spool;
+	uint64		booked;
 	bool		timed_out;
 
 	if (!llmgw_ledger_sync || end == 0)
 		return;
 	spool = llmgw_spool_open();
-	if (pg_atomic_read_u64(&spool->booked) >= end)
+	booked = pg_atomic_read_u64(&spool->booked);
+	if (booked >= end)
+		return;
+
+	/* this transaction has waited once for what has not moved since */
+	if (booked == stalled_at && warned == llmgw_my_lxid())
 		return;
 
 	/* a worker of ours does not wait for another */
@@ -313,8 +327,10 @@ llmgw_ledger_wait(const LlmConfig *config, uint64 end)
 		llmgw_spool_wake_worker(spool, true);
 		return;
 	}
-	if (!llmgw_spool_wait(end, llmgw_ledger_sync_timeout, &timed_out) && timed_out &&
-		warned != llmgw_my_lxid())
+	if (llmgw_spool_wait(end, llmgw_ledger_sync_timeout, &timed_out) || !timed_out)
+		return;
+	stalled_at = pg_atomic_read_u64(&spool->booked);
+	if (warned != llmgw_my_lxid())
 	{
 		warned = llmgw_my_lxid();
 		ereport(WARNING,

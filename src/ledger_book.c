@@ -24,6 +24,7 @@
 #include "guc.h"
 #include "ledger_retain.h"
 #include "ledger_source.h"
+#include "timing.h"
 
 /* owners are looked for no more often */
 #define OWNERS_MS		100
@@ -47,7 +48,7 @@ struct LlmBook
 	LlmTables  *tables;
 	LlmSource	source;
 	int64		retained;		/* see llmgw_retain() */
-	TimestampTz owners_checked;
+	LlmInstant	owners_checked;
 	uint64		synced;			/* before it, all is durable or booked */
 };
 
@@ -118,12 +119,12 @@ write_end(LlmBook *book, LlmOpenRequest *request)
  * an END was written.
  */
 static bool
-check_owner(LlmBook *book, LlmOpenRequest *request, TimestampTz now)
+check_owner(LlmBook *book, LlmOpenRequest *request, LlmInstant now)
 {
 	if (!request->owner_known &&
 		!(request->owner_known = llmgw_facts_owner(request, &request->owner)))
 	{
-		if (TimestampDifferenceExceeds(request->seen, now, PROMPT_MS))
+		if (now - request->seen >= PROMPT_MS * 1000)
 			llmgw_source_end(&book->source, request);
 		return false;
 	}
@@ -139,12 +140,12 @@ check_owner(LlmBook *book, LlmOpenRequest *request, TimestampTz now)
 static bool
 check_owners(LlmBook *book)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	LlmInstant	now = llmgw_now();
 	LlmOpenRequests *open = book->source.open;
 	dlist_head *lists[] = {&open->by_offset, &open->carried};
 	bool		written = false;
 
-	if (!TimestampDifferenceExceeds(book->owners_checked, now, OWNERS_MS))
+	if (now - book->owners_checked < OWNERS_MS * 1000)
 		return false;
 	book->owners_checked = now;
 	for (int i = 0; i < lengthof(lists); i++)
@@ -228,7 +229,7 @@ log_posted(const LlmPosted *posted)
 						   (long long) posted->example)));
 	if (posted->duplicates > 0)
 		ereport(WARNING,
-				(errmsg("%d requests were in the ledger before they were booked", posted->duplicates),
+				(errmsg("%d requests were in the ledger already, or kept out of it by a trigger", posted->duplicates),
 				 errdetail("They were left as they are; one of them is %lld.", (long long) posted->example)));
 	if (posted->damaged > 0)
 		ereport(WARNING,

@@ -133,7 +133,7 @@ llmgw_open_add(LlmOpenRequests *open, const LlmSpoolRecord *record)
 	{
 		request = new_request(open, record->request_id);
 		if (record->type == LLMGW_RECORD_PROMPT)
-			request->seen = GetCurrentTimestamp();
+			request->seen = llmgw_now();
 		enter(open, request);
 		list_by_offset(open, request, record->offset);
 	}

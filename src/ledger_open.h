@@ -17,6 +17,7 @@
 #include "utils/timestamp.h"
 
 #include "spool.h"
+#include "timing.h"
 
 /* A record's payload, as it was read. */
 typedef struct LlmRaw
@@ -43,7 +44,7 @@ typedef struct LlmOpenRequest
 	LlmRaw	   *end;			/* NULL: not ended, or nobody knows how */
 
 	/* for who asks whether its owner lives */
-	TimestampTz seen;			/* when a record without an owner was read */
+	LlmInstant	seen;			/* when a record without an owner was read */
 	bool		owner_known;
 	LlmOwnerId	owner;
 	uint64		gone_at;		/* all that a dead owner wrote is before it;

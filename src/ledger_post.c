@@ -23,6 +23,7 @@
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
+#include "compat.h"
 #include "ledger_post.h"
 
 /* A row, with room for all else in it, must be smaller than MaxAllocSize. */
@@ -273,6 +274,22 @@ in_progress(TransactionId xid)
 		TransactionIdIsInProgress(xid);
 }
 
+/*
+ * An extension whose creation was rolled back never was: the request belongs to
+ * the one that is there.  Of a transaction so old that its outcome has been
+ * forgotten, nothing is known.
+ */
+static bool
+was_rolled_back(TransactionId xid)
+{
+	if (!TransactionIdIsNormal(xid) || in_progress(xid))
+		return false;
+	if (!TransactionIdPrecedes(xid, ReadNextTransactionId()))
+		return true;
+	return !TransactionIdPrecedes(xid, llmgw_oldest_clog_xid()) &&
+		!TransactionIdDidCommit(xid);
+}
+
 void
 llmgw_post(LlmTables *tables, dlist_head *requests, int n, LlmPosted *posted)
 {
@@ -294,7 +311,8 @@ llmgw_post(LlmTables *tables, dlist_head *requests, int n, LlmPosted *posted)
 			posted->damaged++;
 			posted->example = request->id;
 		}
-		else if (next->request.extension == extension)
+		else if (next->request.extension == extension ||
+				 (OidIsValid(extension) && was_rolled_back(next->request.creator)))
 			nfacts++;
 		else if (in_progress(next->request.creator))
 			ereport(ERROR,

@@ -77,7 +77,13 @@ text_field(Codec *c, const char **text, Size max)
 	if (c->buf != NULL)
 	{
 		if (*text !=NULL)
-			len = pg_mbcliplen(*text, (int) Min(strlen(*text), MaxAllocSize), (int) max);
+		{
+			Size		all = strlen(*text);
+
+			/* what is not valid in the encoding must not be looked beyond */
+			len = (int32) (all <= max ? all :
+						   Min(pg_mbcliplen(*text, (int) Min(all, MaxAllocSize), (int) max), max));
+		}
 		field(c, &len, sizeof(len));
 		if (len > 0)
 			field(c, unconstify(char *, *text), len);

@@ -22,10 +22,12 @@
 #include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "commands/trigger.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -41,7 +43,7 @@ const LlmTableInfo llmgw_table_info[LLMGW_NLEDGER_TABLES] =
 			{"done", BOOLOID}, {"updated_at", TIMESTAMPTZOID},
 		}
 	},
-	[LLMGW_TABLE_REQUESTS] = {"llm_requests", "ON CONFLICT DO NOTHING RETURNING request_id",
+	[LLMGW_TABLE_REQUESTS] = {"llm_requests", "ON CONFLICT (request_id) DO NOTHING RETURNING request_id",
 		{
 			{"request_id", INT8OID}, {"created_at", TIMESTAMPTZOID}, {"operation", TEXTOID},
 			{"role", TEXTOID}, {"role_oid", OIDOID}, {"application_name", TEXTOID},
@@ -58,7 +60,7 @@ const LlmTableInfo llmgw_table_info[LLMGW_NLEDGER_TABLES] =
 			{"response", TEXTOID},
 		}
 	},
-	[LLMGW_TABLE_ATTEMPTS] = {"llm_attempts", "ON CONFLICT DO NOTHING",
+	[LLMGW_TABLE_ATTEMPTS] = {"llm_attempts", "ON CONFLICT (request_id, attempt) DO NOTHING",
 		{
 			{"request_id", INT8OID}, {"attempt", INT4OID}, {"provider", TEXTOID},
 			{"model", TEXTOID}, {"started_at", TIMESTAMPTZOID}, {"latency_ms", INT4OID},
@@ -111,8 +113,10 @@ struct LlmTables
 	char	   *schema;			/* quoted */
 	uint64		epoch;			/* of the statements */
 	Oid			relations[LLMGW_NLEDGER_TABLES];
+	Oid			owners[LLMGW_NLEDGER_TABLES];
 	Oid			saved_user;
 	int			saved_security;
+	int			saved_settings;
 };
 
 /* Another extension or another schema, another epoch; unique in the process. */
@@ -258,8 +262,30 @@ lock_table(LlmTables *tables, LlmLedgerTable which)
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("\"%s\" is not a table", table->name)));
 	check_columns(rel, table);
+	tables->owners[which] = rel->rd_rel->relowner;
 	relation_close(rel, NoLock);
 	tables->relations[which] = relid;
+}
+
+static void
+become(const LlmTables *tables, Oid user)
+{
+	SetUserIdAndSecContext(user, tables->saved_security |
+						   SECURITY_RESTRICTED_OPERATION | SECURITY_LOCAL_USERID_CHANGE);
+}
+
+/*
+ * A deferred trigger cannot be fired in a security-restricted operation.  So
+ * all are fired with the statement, as the owner of its table.
+ */
+static void
+defer_nothing(void)
+{
+	ConstraintsSetStmt *statement = makeNode(ConstraintsSetStmt);
+
+	statement->constraints = NIL;
+	statement->deferred = false;
+	AfterTriggerSetState(statement);
 }
 
 bool
@@ -304,13 +330,13 @@ llmgw_tables_begin(LlmTables *tables)
 		strcmp(schema, tables->schema) != 0)
 		forget_statements(tables, &locked, schema);
 
-	/* until the transaction ends, so that deferred triggers do not run as us */
+	/* what triggers set ends with the transaction */
+	tables->saved_settings = NewGUCNestLevel();
 	GetUserIdAndSecContext(&tables->saved_user, &tables->saved_security);
-	SetUserIdAndSecContext(locked.owner, tables->saved_security |
-						   SECURITY_RESTRICTED_OPERATION | SECURITY_LOCAL_USERID_CHANGE);
-
+	become(tables, locked.owner);
 	for (int i = 0; i < LLMGW_NLEDGER_TABLES; i++)
 		lock_table(tables, (LlmLedgerTable) i);
+	defer_nothing();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
 	return true;
@@ -326,6 +352,8 @@ llmgw_tables_commit(LlmTables *tables)
 		SPI_finish();
 		PopActiveSnapshot();
 	}
+	if (installed)
+		AtEOXact_GUC(false, tables->saved_settings);
 	CommitTransactionCommand();
 	if (installed)
 		SetUserIdAndSecContext(tables->saved_user, tables->saved_security);
@@ -348,6 +376,21 @@ with_schema(const LlmTables *tables, const char *sql)
 	return buf.data;
 }
 
+static LlmLedgerTable
+table_of(const char *sql)
+{
+	const char *first = strstr(sql, "@.");
+
+	for (int i = 0; i < LLMGW_NLEDGER_TABLES; i++)
+	{
+		const char *name = llmgw_table_info[i].name;
+
+		if (first != NULL && strncmp(first + 2, name, strlen(name)) == 0)
+			return (LlmLedgerTable) i;
+	}
+	elog(ERROR, "statement names no table of the ledger: %s", sql);
+}
+
 static void
 prepare(LlmTables *tables, LlmStatement *statement)
 {
@@ -358,6 +401,7 @@ prepare(LlmTables *tables, LlmStatement *statement)
 	if (statement->plan != NULL)
 		SPI_freeplan(statement->plan);
 	statement->plan = NULL;
+	statement->table = table_of(statement->sql);
 	sql = with_schema(tables, statement->sql);
 	statement->plan = SPI_prepare(sql, statement->nargs, statement->argtypes);
 	if (statement->plan == NULL)
@@ -371,10 +415,15 @@ uint64
 llmgw_tables_execute(LlmTables *tables, LlmStatement *statement, Datum *values,
 					 const char *nulls)
 {
+	Oid			user;
+	int			security;
 	int			rc;
 
 	prepare(tables, statement);
+	GetUserIdAndSecContext(&user, &security);
+	become(tables, tables->owners[statement->table]);
 	rc = SPI_execute_plan(statement->plan, values, nulls, false, 0);
+	SetUserIdAndSecContext(user, security);
 	if (rc < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(rc));
 	return SPI_processed;

@@ -54,7 +54,9 @@ extern LlmTables *llmgw_tables_create(MemoryContext context);
 
 /*
  * Starts a transaction that nobody can drop the extension or change its tables
- * under, as the extension's owner, with SPI connected.  False when the
+ * under, with SPI connected.  Each statement is executed as the owner of its
+ * table, so that what an owner has added to a table can do what that owner can
+ * do, and no more.  False when the
  * extension is not installed: then there is a transaction, and nothing else.
  * Raises 55P03 when a lock is not to be had within lock_timeout, 55000, 42703
  * and 42804 when the tables are not as they should be.
@@ -80,6 +82,7 @@ typedef struct LlmStatement
 	/* private */
 	SPIPlanPtr	plan;
 	uint64		epoch;
+	LlmLedgerTable table;		/* the first that it names */
 } LlmStatement;
 
 /* Executes it; the rows touched.  Those returned are in SPI_tuptable. */

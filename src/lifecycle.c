@@ -38,12 +38,12 @@
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/syscache.h"
-#include "utils/timestamp.h"
 
 #include "compat.h"
 #include "lifecycle.h"
 #include "shmem.h"
 #include "spool.h"
+#include "timing.h"
 
 /* how long a worker has to leave */
 #define LEAVE_MS		5000
@@ -202,7 +202,7 @@ free_database(LlmSpoolShared *slot, Oid database)
 {
 	static uint32 wait_event = 0;
 	LWLock	   *lock = llmgw_shmem_lock(LLMGW_LOCK_SPOOL);
-	TimestampTz start = GetCurrentTimestamp();
+	LlmInstant	end = llmgw_after_ms(llmgw_now(), LEAVE_MS);
 	bool		first = true;
 
 	if (wait_event == 0)
@@ -213,7 +213,7 @@ free_database(LlmSpoolShared *slot, Oid database)
 	ConditionVariablePrepareToSleep(&slot->changed);
 	for (;;)
 	{
-		long		left = LEAVE_MS - TimestampDifferenceMilliseconds(start, GetCurrentTimestamp());
+		long		left = (long) ((end - llmgw_now() + 999) / 1000);
 		uint32		state;
 		int			procno = -1;
 

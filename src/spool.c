@@ -30,10 +30,19 @@ spool_size(void)
 							 mul_size(sizeof(LlmSpoolShared), llmgw_max_databases)));
 }
 
+/* All but what others may be looking at: the spinlock and who waits. */
 static void
-init_slot(LlmSpoolShared *slot)
+clear_slot(LlmSpoolShared *slot)
 {
-	memset(slot, 0, sizeof(*slot));
+	slot->database = InvalidOid;
+	slot->salt = 0;
+	slot->worker_pid = 0;
+	slot->worker_procno = 0;
+	slot->worker_started = 0;
+	slot->inhibited_by = 0;
+	slot->last_booked = 0;
+	slot->last_error_at = 0;
+	memset(slot->last_error, 0, sizeof(slot->last_error));
 	pg_atomic_init_u64(&slot->id, 0);
 	pg_atomic_init_u64(&slot->promised, 0);
 	pg_atomic_init_u64(&slot->written, 0);
@@ -48,6 +57,13 @@ init_slot(LlmSpoolShared *slot)
 	pg_atomic_init_u64(&slot->requests_booked, 0);
 	pg_atomic_init_u64(&slot->requests_open, 0);
 	pg_atomic_init_u64(&slot->records_discarded, 0);
+}
+
+static void
+init_slot(LlmSpoolShared *slot)
+{
+	memset(slot, 0, sizeof(*slot));
+	clear_slot(slot);
 	SpinLockInit(&slot->mutex);
 	ConditionVariableInit(&slot->changed);
 }
@@ -121,7 +137,7 @@ llmgw_spool_slot(Oid database, bool create)
 
 /*
  * Nobody is connected to the database: no process has a pointer to the slot,
- * but for waiters that look at `changed` of it, of which there can be none.
+ * but for others that want to drop it, too.
  */
 void
 llmgw_spool_drop(Oid database)
@@ -134,8 +150,9 @@ llmgw_spool_drop(Oid database)
 
 		LWLockAcquire(lock, LW_EXCLUSIVE);
 		if (slot->database == database)
-			init_slot(slot);
+			clear_slot(slot);
 		LWLockRelease(lock);
+		ConditionVariableBroadcast(&slot->changed);
 	}
 	llmgw_spool_remove_files(database);
 }

@@ -180,9 +180,15 @@ llmgw_spool_allocate(LlmSpoolShared *spool, uint64 offset)
 char *
 llmgw_spool_reserve(uint64 bytes)
 {
-	uint64		promised = pg_atomic_fetch_add_u64(&mine->promised, bytes) + bytes;
-	uint64		held = promised - pg_atomic_read_u64(&mine->booked) +
-	pg_atomic_read_u64(&mine->old_bytes);
+	/* read first: what others book meanwhile must not make less than nothing */
+	uint64		booked = pg_atomic_read_u64(&mine->booked);
+	uint64		old_bytes = pg_atomic_read_u64(&mine->old_bytes);
+	uint64		promised;
+	uint64		held;
+
+	pg_memory_barrier();
+	promised = pg_atomic_fetch_add_u64(&mine->promised, bytes) + bytes;
+	held = promised - booked + old_bytes;
 
 	if (held > (uint64) llmgw_ledger_buffer * 1024)
 	{

@@ -54,6 +54,7 @@
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/timeout.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -61,6 +62,7 @@
 #include "ledger_book.h"
 #include "shmem.h"
 #include "spool.h"
+#include "timing.h"
 #include "worker.h"
 
 /* how often to look while requests are open or came lately */
@@ -82,13 +84,21 @@
 #define MAX_LOCK_RETRY_MS		200
 #define MAX_RETRY_MS			5000
 
+/*
+ * How long one step may take, normally milliseconds: then it has an error, so
+ * that what hangs in it (a user's trigger, say) shows.  How soon it has to end
+ * when the worker is to leave.
+ */
+#define MAX_STEP_MS				10000
+#define CHECK_STEP_MS			100
+
 /* an error that goes on is logged so often */
 #define LOG_AGAIN_MS			60000
 
 /* how often to look for rows that are too old */
 #define RETAIN_MS				60000
 
-#define NEVER					PG_INT64_MAX
+#define NEVER					LLMGW_NEVER
 
 /*
  * What the database, or a role, may have set for its sessions and must not
@@ -137,8 +147,12 @@ static MemoryContext worker_context = NULL;
 static MemoryContext error_context = NULL;
 static char database_name[NAMEDATALEN];
 static uint32 wait_event;
+static TimeoutId step_timeout;
 
 static volatile sig_atomic_t stop_requested = false;
+
+/* when the step under way began; for check_step() */
+static volatile LlmInstant step_started;
 
 /* the last error that was logged, and whether that was since a step succeeded */
 static int	logged_code = 0;
@@ -157,6 +171,37 @@ on_sigterm(SIGNAL_ARGS)
 	stop_requested = true;
 	SetLatch(MyLatch);
 	errno = save_errno;
+}
+
+/*
+ * From a timer, so in a signal handler: cancels a step that takes too long,
+ * which may be in somebody's trigger.
+ */
+static void
+check_step(void)
+{
+	LlmInstant	took = (llmgw_now() - step_started) / 1000;
+
+	if (took >= MAX_STEP_MS ||
+		((stop_requested || slot->inhibited_by != 0) && took >= STOP_MS))
+	{
+		InterruptPending = true;
+		QueryCancelPending = true;
+		SetLatch(MyLatch);
+	}
+}
+
+/* Intervals are measured on the clock that nobody sets back. */
+static bool
+elapsed(LlmInstant from, LlmInstant to, int64 ms)
+{
+	return to - from >= ms * 1000;
+}
+
+static long
+ms_between(LlmInstant from, LlmInstant to)
+{
+	return to <= from ? 0 : (long) Min((to - from + 999) / 1000, INT_MAX);
 }
 
 /*
@@ -291,7 +336,7 @@ report_error(const ErrorData *edata)
 	char		clipped[sizeof(slot->last_error)];
 	int			len;
 
-	len = pg_mbcliplen(message, strlen(message), sizeof(clipped) - 1);
+	len = Min(pg_mbcliplen(message, strlen(message), sizeof(clipped) - 1), strlen(message));
 	memcpy(clipped, message, len);
 	memset(clipped + len, 0, sizeof(clipped) - len);
 
@@ -328,11 +373,17 @@ attempt(void (*action) (void))
 	PG_TRY();
 	{
 		CHECK_FOR_INTERRUPTS();
+		step_started = llmgw_now();
+		enable_timeout_every(step_timeout,
+							 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), CHECK_STEP_MS),
+							 CHECK_STEP_MS);
 		action();
+		disable_timeout(step_timeout, false);
 	}
 	PG_CATCH();
 	{
 		HOLD_INTERRUPTS();
+		disable_timeout(step_timeout, false);
 
 		/* first of all, so that there is memory for the rest */
 		AbortOutOfAnyTransaction();
@@ -461,11 +512,11 @@ nap(long ms, LlmWorkerSleep mode, uint64 seen)
 
 /* Makes the spool durable now and then, whatever becomes of the ledger. */
 static void
-sync_if_due(TimestampTz now)
+sync_if_due(LlmInstant now)
 {
-	static TimestampTz last_sync = 0;
+	static LlmInstant last_sync = 0;
 
-	if (TimestampDifferenceExceeds(last_sync, now, NAP_MS))
+	if (elapsed(last_sync, now, NAP_MS))
 	{
 		(void) attempt(sync_action);
 		last_sync = now;
@@ -476,15 +527,15 @@ sync_if_due(TimestampTz now)
 static void
 wait_out(long ms)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz end = TimestampTzPlusMilliseconds(now, ms);
+	LlmInstant	now = llmgw_now();
+	LlmInstant	end = llmgw_after_ms(now, ms);
 
 	while (now < end && slot->inhibited_by == 0 && !stop_requested)
 	{
 		sync_if_due(now);
-		nap(Min(Max(TimestampDifferenceMilliseconds(now, end), 1), NAP_MS),
+		nap(Min(Max(ms_between(now, end), 1), NAP_MS),
 			LLMGW_WORKER_AWAKE, 0);
-		now = GetCurrentTimestamp();
+		now = llmgw_now();
 	}
 }
 
@@ -526,9 +577,9 @@ retry_delay(int code, int n)
 static void
 work(void)
 {
-	TimestampTz last_record = GetCurrentTimestamp();
-	TimestampTz retain_at = 0;
-	TimestampTz stop_at = NEVER;
+	LlmInstant	last_record = llmgw_now();
+	LlmInstant	retain_at = 0;
+	LlmInstant	stop_at = NEVER;
 	uint64		looked = PG_UINT64_MAX;
 	int			failures = 0;
 	int			pending = 0;
@@ -538,15 +589,15 @@ work(void)
 	{
 		uint64		seen = pg_atomic_read_u64(&slot->written);
 		uint64		booked = pg_atomic_read_u64(&slot->booked);
-		TimestampTz now = GetCurrentTimestamp();
-		TimestampTz idle_at = NEVER;
-		TimestampTz wake_at;
+		LlmInstant	now = llmgw_now();
+		LlmInstant	idle_at = NEVER;
+		LlmInstant	wake_at;
 		int			code;
 
 		if (slot->inhibited_by != 0)
 			leave_on_purpose();
 		if (stop_requested && stop_at == NEVER)
-			stop_at = TimestampTzPlusMilliseconds(now, STOP_MS);
+			stop_at = llmgw_after_ms(now, STOP_MS);
 		if (now >= stop_at)
 			break;
 
@@ -566,7 +617,7 @@ work(void)
 		if (pg_atomic_read_u32(&slot->blocked) != 0)
 			clear_blocked();
 
-		now = GetCurrentTimestamp();
+		now = llmgw_now();
 		if (seen != looked || llmgw_book_open_requests(book) > 0)
 		{
 			looked = seen;
@@ -608,10 +659,10 @@ work(void)
 				(void) attempt(interrupt_action);
 				continue;
 			}
-			retain_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RETAIN_MS);
+			retain_at = llmgw_after_ms(llmgw_now(), RETAIN_MS);
 		}
 
-		if (!TimestampDifferenceExceeds(last_record, now, LINGER_MS))
+		if (!elapsed(last_record, now, LINGER_MS))
 		{
 			nap(NAP_MS, LLMGW_WORKER_NAPS, seen);
 			continue;
@@ -621,22 +672,29 @@ work(void)
 			(void) attempt(stat_action);
 		reported = true;
 		if (llmgw_worker_idle_timeout > 0)
-			idle_at = TimestampTzPlusMilliseconds(last_record, llmgw_worker_idle_timeout);
-		wake_at = TimestampTzPlusMilliseconds(now, RETAIN_MS);
+			idle_at = llmgw_after_ms(last_record, llmgw_worker_idle_timeout);
+		wake_at = llmgw_after_ms(now, RETAIN_MS);
 		if (now >= idle_at)
 		{
 			/* if it does not, something came */
 			leave_idle();
-			wake_at = TimestampTzPlusMilliseconds(now, NAP_MS);
+			wake_at = llmgw_after_ms(now, NAP_MS);
 		}
 		else
 			wake_at = Min(wake_at, idle_at);
-		nap(Max(TimestampDifferenceMilliseconds(now, wake_at), 1),
+		nap(Max(ms_between(now, wake_at), 1),
 			LLMGW_WORKER_SLEEPS, seen);
 	}
 
 	/* after SIGTERM */
 	(void) attempt(sync_action);
+	if (pg_atomic_read_u64(&slot->written) != pg_atomic_read_u64(&slot->booked) ||
+		llmgw_book_open_requests(book) > 0)
+		ereport(LOG,
+				(errmsg("records of the ledger of database \"%s\" stay in the spool",
+						database_name),
+				 errdetail("The next worker writes them; they are below \"%s\" in the data directory.",
+						   LLMGW_SPOOL_DIR)));
 	leave_on_purpose();
 }
 
@@ -665,6 +723,7 @@ llmgw_worker_main(Datum arg)
 	error_context = AllocSetContextCreate(TopMemoryContext, "llm_gateway worker error",
 										  16 * 1024, 16 * 1024, 64 * 1024);
 	wait_event = llmgw_wait_event("LlmGatewayWorker");
+	step_timeout = RegisterTimeout(USER_TIMEOUT, check_step);
 	MemoryContextSwitchTo(worker_context);
 
 	begin_work();

@@ -169,7 +169,7 @@ is($s->value(q{SELECT request_id FROM llm_complete_detail('twice', model => 'fak
 is($s->value("SELECT role, attempts, prompt FROM llm_requests WHERE request_id = $id"), 'x|7|', 'the row stays as it is');
 is($s->value("SELECT count(*) FROM llm_attempts WHERE request_id = $id"), '0', 'it has no attempts');
 is($s->value('SELECT sum(requests) FROM llm_daily_spend'), $spent, 'nor is it in the daily spend');
-is(logged(qr/WARNING:  1 requests were in the ledger before/), 1, 'the log says so');
+is(logged(qr/WARNING:  1 requests were in the ledger already/), 1, 'the log says so');
 $gw->sql("DELETE FROM llm_requests WHERE request_id = $id");
 
 # A position that somebody sets back: all is read again, and nothing booked twice

@@ -1,0 +1,473 @@
+"""Clients, the provider's journal and the ledger, side by side.
+
+Every prompt carries a token of its own, so what a client was told, what the provider was sent and
+what was booked can be laid together prompt by prompt.  `Audit.run` returns what does not fit, in
+words; the rules are those of the ledger's contract:
+
+  - what a client was told (an answer, an error) is what its row says
+  - a call that was cancelled or lost may have ended in any way, but not with an answer that the
+    provider did not give in full; `unknown` only where somebody was killed
+  - every request in the journal is one attempt in the ledger, in order; an attempt that is in
+    no journal never reached the provider
+  - usage times price, to the nano-dollar; an HTTP error costs nothing; what was sent and has no
+    known end costs the estimate of its input and the output that may have been seen; `unknown`
+    the estimate of the input and the output that was expected
+  - a call that was refused because the spool is full was not sent
+  - no prompt is in the ledger twice, or without a client who sent it
+
+Money is integer nano-dollars throughout.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from .load import APPLICATION, SUMS_DIFFER, Record
+from .replay import Said, Usage, said
+from .wire import Row, Session
+
+EXPECTED_OUTPUT = 256  # tokens, where the call does not say max_tokens
+CHARACTERS_PER_TOKEN = 4
+_TOKEN = re.compile(r"token-[0-9a-f]{8}-\d{6}(?= |$)")
+# An answer whose stream ends like this has been read by the gateway up to there; after a reset,
+# the kernel may have thrown away what it had not read yet.
+_READ_UP_TO_THE_END = {"cut", "cut-short", "malformed", "error-in-stream"}
+
+_CLASSES = {
+    "LG003": {"timeout"},
+    "LG004": {"network", "server_error", "overloaded", "all_failed"},
+    "LG008": {"invalid_request"},
+    "LG010": {"malformed", "all_failed"},
+}
+
+
+def nano(usd: str | None) -> int | None:
+    if usd is None:
+        return None
+    amount = Decimal(usd).scaleb(9)
+    if amount != int(amount):
+        raise ValueError(f"{usd} is not a number of nano-dollars")
+    return int(amount)
+
+
+def tokens(characters: int) -> int:
+    return -(-characters // CHARACTERS_PER_TOKEN)
+
+
+def number(value: str | None) -> int:
+    return int(value or 0)
+
+
+@dataclass(frozen=True)
+class Price:
+    """Nano-dollars per million tokens; None: not known."""
+
+    input: int | None
+    output: int | None
+    cached: int | None
+
+    def cost(self, usage: Usage) -> int | None:
+        if self.input is None or (self.output is None and usage.output):
+            return None
+        cached = self.input if self.cached is None else self.cached
+        total = (usage.input - usage.cached) * self.input + usage.cached * cached
+        total += usage.output * (self.output or 0)
+        return (total + 500_000) // 1_000_000
+
+
+@dataclass
+class Attempt:
+    number: int
+    provider: str
+    model: str
+    http_status: int
+    error_class: str | None
+    input: int
+    cached: int
+    output: int
+    cost: int | None
+    source: str
+
+
+@dataclass
+class Request:
+    request_id: int
+    status: str
+    error_class: str | None
+    finish: str | None
+    provider: str | None
+    model: str | None
+    count: int  # its column attempts
+    fallback: bool
+    input: int
+    cached: int
+    output: int
+    estimate: int | None
+    cost: int | None
+    source: str
+    application: str | None
+    requested_model: str | None
+    prompt: str | None
+    response: str | None
+    token: str | None
+    tag: str | None
+    attempts: list[Attempt] = field(default_factory=list)
+
+
+@dataclass
+class Sent:
+    """A request as the provider saw it."""
+
+    provider: str
+    model: str
+    entry: dict[str, Any]
+    said: Said
+
+    @property
+    def delivered(self) -> bool:
+        return self.entry["outcome"] == "delivered"
+
+
+@dataclass
+class Books:
+    """What there is to be laid side by side."""
+
+    records: dict[str, Record]
+    sent: dict[str, list[Sent]]
+    requests: dict[str, list[Request]]
+    prices: dict[tuple[str, str], Price]
+    aliases: dict[str, tuple[str, str]]  # and their first candidates
+
+
+class Audit:
+    """killed: processes of the server were killed, so that a request may have no known end."""
+
+    def __init__(self, books: Books, killed: bool = False) -> None:
+        self._books = books
+        self._killed = killed
+        self.findings: list[str] = []
+        self.counts: dict[str, int] = defaultdict(int)
+
+    def run(self) -> list[str]:
+        books = self._books
+        for token in sorted({*books.records, *books.sent, *books.requests}):
+            problems = self._token(
+                books.records.get(token), books.sent.get(token, []), books.requests.get(token, [])
+            )
+            self.findings += [f"{token}: {problem}" for problem in problems]
+        return self.findings
+
+    def _token(
+        self, record: Record | None, sent: list[Sent], requests: list[Request]
+    ) -> Iterable[str]:
+        if record is None:
+            yield "no client sent this prompt"
+            return
+        self.counts[f"client {record.outcome}"] += 1
+        self.counts["journal"] += len(sent)
+        if not requests:
+            self.counts["never sent"] += 1
+            if sent:
+                yield f"{_what(record)}; not in the ledger, although sent {len(sent)} times"
+            elif record.outcome not in ("cancelled", "lost") and not _refused(record):
+                yield f"{_what(record)}; not in the ledger"
+            return
+        if len(requests) > 1:
+            yield f"in the ledger {len(requests)} times: {[r.request_id for r in requests]}"
+            return
+        request = requests[0]
+        self.counts[f"ledger {request.status}"] += 1
+        problems = [
+            *self._outcome(record, sent, request),
+            *self._request(record, request),
+            *self._attempts(record, sent, request),
+        ]
+        if problems:
+            yield f"{_what(record)}; request {request.request_id} {request.status}"
+            yield from problems
+
+    # A request's row -----------------------------------------------------------------------------
+
+    def _outcome(self, record: Record, sent: list[Sent], request: Request) -> Iterable[str]:
+        allowed = {
+            "answered": {"ok"},
+            "error": {"rejected"} if _refused(record) and not sent else {"error"},
+            "cancelled": {"cancelled", "ok", "error"},
+            "lost": {"cancelled", "ok", "error"} | ({"unknown"} if self._killed else set()),
+        }[record.outcome]
+        if request.status not in allowed:
+            yield f"its status is not one of {', '.join(sorted(allowed))}"
+        if record.sqlstate in _CLASSES and request.error_class not in _CLASSES[record.sqlstate]:
+            yield f"its error is {request.error_class}, the client's {record.sqlstate}"
+        if request.status != "ok":
+            if request.response is not None:
+                yield "has a response"
+            return
+        if not sent or not (sent[-1].said.whole and sent[-1].delivered):
+            yield "is no answer: the provider did not give one"
+            return
+        answer = sent[-1].said
+        if request.response != answer.text:
+            yield f"its response is {request.response!r} and not {answer.text!r}"
+        if record.text is not None and record.text != answer.text:
+            yield f"the client was told {record.text!r} and not {answer.text!r}"
+        if request.finish != answer.finish:
+            yield f"its finish reason is {request.finish} and not {answer.finish}"
+        if (request.provider, request.model) != (sent[-1].provider, sent[-1].model):
+            yield f"was not answered by {request.provider}/{request.model}"
+
+    def _request(self, record: Record, request: Request) -> Iterable[str]:
+        attempts = request.attempts
+        if [a.number for a in attempts] != list(range(1, len(attempts) + 1)):
+            yield f"its attempts are {[a.number for a in attempts]}"
+        if request.count != len(attempts):
+            yield f"has {len(attempts)} attempts and says {request.count}"
+        costs = [a.cost for a in attempts]
+        total = None if None in costs else sum(c for c in costs if c is not None)
+        if request.cost != total:
+            yield f"its cost is {request.cost}, that of its attempts {total}"
+        sources = {a.source for a in attempts}
+        source = next((s for s in ("estimate", "usage") if s in sources), "none")
+        if request.source != ("none" if total is None else source):
+            yield f"its cost is from {request.source}, that of its attempts from {sources}"
+        for column in ("input", "cached", "output"):
+            want = sum(getattr(a, column) for a in attempts)
+            if getattr(request, column) != want:
+                yield f"its {column} tokens are {getattr(request, column)}, of its attempts {want}"
+        if request.prompt != record.prompt:
+            yield f"its prompt is {request.prompt!r}"
+        if record.form != "batch" and request.tag != record.token:
+            yield f"its tag is {request.tag}"
+        if request.application != APPLICATION or request.requested_model != record.model:
+            yield f"is of {request.application} for {request.requested_model}"
+        first = self._books.aliases.get(record.model)
+        provider, model = first or tuple(record.model.split("/", 1))
+        estimate = self._books.prices[provider, model].cost(_expected(record))
+        if request.estimate != estimate:
+            yield f"its estimate is {request.estimate} and not {estimate}"
+        if record.request_id is not None:
+            if record.request_id != request.request_id:
+                yield f"the client knows it as {record.request_id}"
+            if nano(record.cost) != request.cost:
+                yield f"its cost is {request.cost}, the client was told {nano(record.cost)}"
+            if record.attempts != request.count:
+                yield f"the client was told of {record.attempts} attempts"
+            if record.error_class != request.error_class:
+                yield f"its error is {request.error_class}, the client's {record.error_class}"
+
+    # Its attempts --------------------------------------------------------------------------------
+
+    def _attempts(self, record: Record, sent: list[Sent], request: Request) -> Iterable[str]:
+        """Finds which attempt is which entry of the journal: in order, but some were not sent."""
+        attempts = request.attempts
+        if len(sent) > len(attempts):
+            return [f"{len(sent)} requests were sent, and {len(attempts)} are in the ledger"]
+        best: list[str] | None = None
+        for chosen in itertools.combinations(range(len(attempts)), len(sent)):
+            entries: list[Sent | None] = [None] * len(attempts)
+            for at, entry in zip(chosen, sent, strict=True):
+                entries[at] = entry
+            problems = [
+                f"attempt {attempt.number} ({attempt.provider}/{attempt.model}"
+                f" {attempt.error_class or 'no error'}): {problem}"
+                for attempt, entry in zip(attempts, entries, strict=True)
+                for problem in self._attempt(record, request, attempt, entry)
+            ]
+            if best is None or len(problems) < len(best):
+                best = problems
+        return best or []
+
+    def _attempt(
+        self, record: Record, request: Request, attempt: Attempt, sent: Sent | None
+    ) -> Iterable[str]:
+        last = attempt.number == len(request.attempts)
+        charged = Usage(attempt.input, attempt.cached, attempt.output, 0)
+        price = self._books.prices.get((attempt.provider, attempt.model))
+        if price is None:
+            yield "of no model that there is"
+            return
+        if not last and attempt.error_class is None:
+            yield "has no error, and was followed by another"
+        if sent and (sent.provider, sent.model) != (attempt.provider, attempt.model):
+            yield f"was sent to {sent.provider}/{sent.model}"
+        if attempt.cost != price.cost(charged):
+            yield f"{charged} costs {attempt.cost} and not {price.cost(charged)}"
+        source = attempt.source
+        if attempt.cost is None and source != "none":
+            yield f"has no cost, and it is from {source}"
+        priced = price.input is not None
+
+        answered = request.status == "ok" and last
+        if answered and attempt.error_class is not None:
+            yield "is the answer"
+        if sent is None:
+            # The gateway had noted it, and then could not send it, or not wholly.
+            if answered:
+                yield "never reached the provider"
+            if charged == Usage(0, 0, 0, 0):
+                right = source == "none"
+            else:
+                right = source == ("estimate" if priced else "none")
+                right = right and self._estimated(record, request, last, charged, Said())
+            if not right:
+                yield f"never reached the provider, and is charged {charged} from {source}"
+            return
+
+        answer = sent.said
+        usage = answer.usage and answer.usage._replace(reasoning=0)
+        if attempt.http_status not in (0, answer.status or 0):
+            yield f"has status {attempt.http_status}, and was sent {answer.status}"
+        if answered and usage:
+            if charged != usage:
+                yield f"used {usage}, and is charged {charged}"
+            if priced and source != "usage":
+                yield f"its cost is from {source} and not from usage"
+        elif answered:
+            estimate = Usage(_input(record), 0, tokens(len(answer.text)), 0)
+            if charged != estimate or (priced and source != "estimate"):
+                yield f"used {estimate} by estimate, and is charged {charged} from {source}"
+        elif (answer.status or 0) >= 300 and attempt.http_status:
+            if charged != Usage(0, 0, 0, 0) or (priced and (attempt.cost or source != "none")):
+                yield f"was refused with {answer.status}, and is charged {charged} from {source}"
+        elif usage and charged == usage and source == ("usage" if priced else "none"):
+            pass  # its end was not waited for, but the provider had said what it costs
+        elif not self._estimated(record, request, last, charged, answer):
+            yield (
+                f"is charged {charged}: its input is {_input(record)} tokens, and"
+                f" {len(answer.text)} characters may have been seen ({sent.entry['outcome']})"
+            )
+        elif priced and source != "estimate":
+            yield f"its cost is from {source} and not from an estimate"
+        elif (
+            not (request.status in ("cancelled", "unknown") and last)
+            and attempt.error_class != "timeout"
+            and _READ_UP_TO_THE_END & set(attempt.model.split("+"))
+            and charged.output != tokens(len(answer.text))
+        ):
+            yield f"is charged {charged.output} tokens, and {len(answer.text)} characters were seen"
+
+    def _estimated(
+        self, record: Record, request: Request, last: bool, charged: Usage, answer: Said
+    ) -> bool:
+        """Whether the charge is the rule's for something without a known end."""
+        if request.status == "unknown" and last:
+            return charged == _expected(record)
+        seen = tokens(len(answer.text))
+        return charged[:2] == (_input(record), 0) and 0 <= charged.output <= seen
+
+
+def _what(record: Record) -> str:
+    how = record.sqlstate or record.error_class or ""
+    words = (record.form, "to", record.model, record.block, record.fate, record.outcome, how)
+    return " ".join(word for word in words if word and word != "none")
+
+
+def _refused(record: Record) -> bool:
+    """Whether the client was told that the spool is full; there is no room to tell it there."""
+    return record.sqlstate == "53100" or record.error_class == "unavailable"
+
+
+def _input(record: Record) -> int:
+    return tokens(len(record.prompt) + len(record.system or ""))
+
+
+def _expected(record: Record) -> Usage:
+    return Usage(_input(record), 0, record.max_tokens or EXPECTED_OUTPUT, 0)
+
+
+# Reading ----------------------------------------------------------------------------------------
+
+
+_REQUESTS = """
+SELECT request_id, status, error_class, finish_reason, provider, model, attempts, fallback,
+       input_tokens, cached_input_tokens, output_tokens, estimated_usd, cost_usd, cost_source,
+       application_name, requested_model, prompt, response, tags->>'token'
+FROM llm_requests WHERE request_id > {} ORDER BY request_id"""
+_ATTEMPTS = """
+SELECT request_id, attempt, provider, model, http_status, error_class, input_tokens,
+       cached_input_tokens, output_tokens, cost_usd, cost_source
+FROM llm_attempts WHERE request_id > {} ORDER BY request_id, attempt"""
+
+
+def _request(row: Row) -> Request:
+    token = _TOKEN.match(row[16] or "")
+    return Request(
+        *(int(row[0] or 0), row[1] or "", *row[2:6], number(row[6]), row[7] == "t"),
+        *(number(row[8]), number(row[9]), number(row[10]), nano(row[11]), nano(row[12])),
+        *(row[13] or "", *row[14:18], token[0] if token else row[18], row[18]),
+    )
+
+
+def _attempt(row: Row) -> Attempt:
+    return Attempt(
+        *(number(row[1]), row[2] or "", row[3] or "", number(row[4]), row[5]),
+        *(number(row[6]), number(row[7]), number(row[8]), nano(row[9]), row[10] or ""),
+    )
+
+
+async def read_ledger(
+    session: Session, since: int, findings: list[str]
+) -> dict[str, list[Request]]:
+    """By token.  Whatever belongs to nothing is a finding."""
+    rows = await session.rows(_REQUESTS.format(since))
+    requests = {request.request_id: request for request in map(_request, rows)}
+    for row in await session.rows(_ATTEMPTS.format(since)):
+        request_id = int(row[0] or 0)
+        if request_id in requests:
+            requests[request_id].attempts.append(_attempt(row))
+        else:
+            findings.append(f"attempt {row[1]} is of a request that is not there: {request_id}")
+    found: dict[str, list[Request]] = defaultdict(list)
+    for request in requests.values():
+        if request.application != APPLICATION:
+            continue
+        if request.token is None:
+            findings.append(f"request {request.request_id} has no prompt: {request}")
+        else:
+            found[request.token].append(request)
+    return found
+
+
+async def read_books(
+    session: Session, since: int, records: Iterable[Record], findings: list[str]
+) -> Books:
+    """All but the journal."""
+    prices = {
+        (row[0] or "", row[1] or ""): Price(nano(row[2]), nano(row[3]), nano(row[4]))
+        for row in await session.rows(
+            "SELECT provider, name, input_price, output_price, cached_input_price FROM llm_models"
+        )
+    }
+    aliases = {}
+    for alias, model in await session.rows(
+        "SELECT alias, model FROM llm_routing_rules WHERE alias IS NOT NULL ORDER BY rank DESC"
+    ):
+        provider, _, name = (model or "").partition("/")
+        aliases[alias or ""] = provider, name
+    requests = await read_ledger(session, since, findings)
+    findings += [f"sums differ: {row}" for row in await session.rows(SUMS_DIFFER)]
+    return Books({record.token: record for record in records}, {}, requests, prices, aliases)
+
+
+async def read_journal(session: Session, entries: list[dict[str, Any]], books: Books) -> None:
+    """By token, oldest first; what has no token is of no concern."""
+    paths = {
+        row[1]: row[0] or ""
+        for row in await session.rows(
+            "SELECT name, regexp_replace(base_url, '^https?://[^/]*', '') FROM llm_providers"
+        )
+    }
+    for entry in entries:
+        body = entry["body"]
+        if not isinstance(body, dict) or not body.get("messages"):
+            continue
+        if match := _TOKEN.match(body["messages"][-1]["content"]):
+            path = entry["path"].removesuffix("/chat/completions")
+            sent = Sent(paths[path], body["model"], entry, said(entry))
+            books.sent.setdefault(match[0], []).append(sent)
