@@ -67,7 +67,8 @@ OBJS = \
 	src/spool_read.o \
 	src/spool_write.o \
 	src/sse.o \
-	src/worker.o
+	src/worker.o \
+	src/worker_settings.o
 
 DATA = llm_gateway--1.0.sql
 

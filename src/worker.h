@@ -20,4 +20,10 @@
 /* The argument is the database's OID. */
 extern PGDLLEXPORT void llmgw_worker_main(Datum arg);
 
+/*
+ * worker_settings.c: overrides what ALTER DATABASE or ALTER ROLE may have set.
+ * After connecting.
+ */
+extern void llmgw_worker_force_settings(void);
+
 #endif							/* LLMGW_WORKER_H */
