@@ -23,24 +23,52 @@ OBJS = \
 	src/config_write.o \
 	src/cost.o \
 	src/dialect.o \
+	src/dialect_answer.o \
+	src/dialect_anthropic.o \
+	src/dialect_anthropic_answer.o \
+	src/dialect_azure.o \
+	src/dialect_gemini.o \
+	src/dialect_gemini_answer.o \
+	src/dialect_limits.o \
+	src/dialect_messages.o \
 	src/dialect_mock.o \
+	src/dialect_mock_content.o \
+	src/dialect_ollama.o \
+	src/dialect_ollama_answer.o \
 	src/dialect_openai.o \
 	src/dialect_openai_answer.o \
+	src/dialect_openai_schema.o \
+	src/dialect_reader.o \
+	src/dialect_request.o \
+	src/dialect_tools.o \
+	src/dialect_vectors.o \
 	src/engine.o \
 	src/errors.o \
 	src/functions.o \
 	src/functions_admin.o \
+	src/functions_admin_rules.o \
 	src/functions_args.o \
 	src/functions_batch.o \
+	src/functions_chat.o \
 	src/functions_grant.o \
 	src/functions_prices.o \
 	src/functions_prices_entry.o \
 	src/functions_secret.o \
 	src/functions_status.o \
+	src/functions_stream.o \
 	src/guc.o \
 	src/http.o \
 	src/http_url.o \
 	src/json.o \
+	src/json_schema_check.o \
+	src/json_schema_ecma.o \
+	src/json_schema_format.o \
+	src/json_schema_keywords.o \
+	src/json_schema_pattern.o \
+	src/json_schema_reason.o \
+	src/json_schema_text.o \
+	src/json_schema_validate.o \
+	src/json_schema_value.o \
 	src/judge.o \
 	src/launcher.o \
 	src/ledger.o \

@@ -1092,6 +1092,77 @@ REVOKE ALL ON FUNCTION @extschema@.llm_complete_detail FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.llm_complete_detail
 IS 'the answer of a language model with who gave it, what it cost and, if there is none, why';
 
+CREATE FUNCTION @extschema@.llm_chat(
+    messages jsonb,
+    priority text DEFAULT NULL,
+    model text DEFAULT NULL,
+    task text DEFAULT NULL,
+    optimize text DEFAULT NULL,
+    min_tier text DEFAULT NULL,
+    system_prompt text DEFAULT NULL,
+    max_tokens integer DEFAULT NULL,
+    temperature real DEFAULT NULL,
+    params jsonb DEFAULT NULL,
+    timeout_ms integer DEFAULT NULL,
+    cache text DEFAULT NULL,
+    tags jsonb DEFAULT NULL,
+    tools jsonb DEFAULT NULL,
+    tool_choice jsonb DEFAULT NULL,
+    schema jsonb DEFAULT NULL)
+RETURNS TABLE (
+    response text,
+    provider text,
+    model text,
+    model_tier text,
+    task text,
+    priority text,
+    finish_reason text,
+    input_tokens integer,
+    cached_input_tokens integer,
+    output_tokens integer,
+    reasoning_tokens integer,
+    estimated_usd numeric,
+    cost_usd numeric,
+    latency_ms integer,
+    ttft_ms integer,
+    attempts integer,
+    fallback boolean,
+    cached boolean,
+    degraded text[],
+    notice text,
+    tool_calls jsonb,
+    error_class text,
+    error_message text,
+    request_id bigint)
+AS 'MODULE_PATHNAME', 'llmgw_sql_chat'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10000 ROWS 1;
+REVOKE ALL ON FUNCTION @extschema@.llm_chat FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.llm_chat
+IS 'the next message of a conversation, written as OpenAI''s API takes it; tools that the model may call, and a JSON schema for the answer';
+
+-- Rows reach the client as they come when it is in the SELECT list; in FROM the
+-- executor collects them all first.
+CREATE FUNCTION @extschema@.llm_stream(
+    prompt text,
+    priority text DEFAULT NULL,
+    model text DEFAULT NULL,
+    task text DEFAULT NULL,
+    optimize text DEFAULT NULL,
+    min_tier text DEFAULT NULL,
+    system_prompt text DEFAULT NULL,
+    max_tokens integer DEFAULT NULL,
+    temperature real DEFAULT NULL,
+    params jsonb DEFAULT NULL,
+    timeout_ms integer DEFAULT NULL,
+    cache text DEFAULT NULL,
+    tags jsonb DEFAULT NULL)
+RETURNS SETOF text
+AS 'MODULE_PATHNAME', 'llmgw_sql_stream'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10000 ROWS 100;
+REVOKE ALL ON FUNCTION @extschema@.llm_stream FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.llm_stream
+IS 'the answer of a language model, in pieces as they come; their concatenation is the answer';
+
 CREATE FUNCTION @extschema@.llm_complete_batch(
     prompts text[],
     priority text DEFAULT NULL,

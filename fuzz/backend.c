@@ -184,6 +184,7 @@ pg_mbcliplen(const char *mbstr, int len, int limit)
 void
 resetStringInfo(StringInfo str)
 {
+	str->data[0] = '\0';
 	str->len = 0;
 	str->cursor = 0;
 }

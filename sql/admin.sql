@@ -31,17 +31,17 @@ SELECT count(*) FROM llm_providers WHERE name = 'openai';
 SELECT object, name, detail FROM llm_add_provider('openai', api_key => 'secret:regress');
 SELECT object, name, detail FROM llm_add_provider('groq', api_key => 'secret:regress');
 SELECT name, kind, base_url, api_key, enabled FROM llm_providers ORDER BY name COLLATE "C";
-SELECT provider, name, tier, quality, input_price, output_price, cached_input_price, context_window, max_output_tokens
-FROM llm_models ORDER BY provider COLLATE "C", name COLLATE "C";
-SELECT provider, name, capabilities FROM llm_models WHERE name IN ('gpt-5', 'gpt-4.1', 'llama-3.1-8b-instant', 'mock-economy')
+SELECT provider, name, capabilities FROM llm_models WHERE name IN ('gpt-5', 'gpt-4.1', 'openai/gpt-oss-20b', 'mock-economy')
 ORDER BY provider COLLATE "C", name COLLATE "C";
+-- there was no rule for embeddings, and rules for the others were there before
+SELECT task, model, rank FROM llm_routing_rules ORDER BY task NULLS FIRST, rank;
 -- what is there stays, also what a user has made of it; what is missing comes
 SELECT llm_set_secret('regress', 'regress-key-Vq8zR2mX4t');
 UPDATE llm_models SET input_price = 99, enabled = false WHERE name = 'gpt-5';
 UPDATE llm_providers SET weight = 3, api_key = NULL WHERE name = 'openai';
-DELETE FROM llm_models WHERE provider = 'openai' AND name IN ('o3', 'gpt-5-mini');
+DELETE FROM llm_models WHERE provider = 'openai' AND name IN ('o3', 'gpt-6.1-terra');
 SELECT object, name, detail FROM llm_add_provider('openai') WHERE detail <> 'already there' OR object = 'provider';
-SELECT name, input_price, enabled FROM llm_models WHERE name IN ('gpt-5', 'gpt-5-mini', 'o3') ORDER BY name COLLATE "C";
+SELECT name, input_price, enabled FROM llm_models WHERE name IN ('gpt-5', 'gpt-6.1-terra', 'o3') ORDER BY name COLLATE "C";
 SELECT weight, api_key FROM llm_providers WHERE name = 'openai';
 -- other arguments than before are said
 SELECT object, name FROM llm_add_provider('openai', api_key => 'secret:other', base_url => 'https://api.example.com/v1', models => '{gpt-5}');
@@ -49,13 +49,13 @@ UPDATE llm_providers SET api_key = 'secret:regress' WHERE name = 'openai';
 SELECT object, name FROM llm_add_provider('openai', api_key => 'secret:other', models => '{gpt-5}');
 SELECT object, name FROM llm_add_provider('openai', kind => 'mock');
 -- a rule of any kind that has the model: no notice about rules
-INSERT INTO llm_routing_rules(alias, model) VALUES ('big', 'openai/gpt-5-mini');
+INSERT INTO llm_routing_rules(alias, model) VALUES ('big', 'openai/gpt-6.1-terra');
 SELECT object, name FROM llm_add_provider('openai') WHERE object = 'rule';
 DELETE FROM llm_routing_rules;
 -- no rules at all: they are added, for models that are there
-DELETE FROM llm_models WHERE name = 'gpt-5-mini';
-SELECT * FROM llm_add_provider('openai', models => '{gpt-5-nano,gpt-5}');
-SELECT model, rank FROM llm_routing_rules ORDER BY rank;
+DELETE FROM llm_models WHERE name IN ('gpt-6.1-terra', 'text-embedding-3-small');
+SELECT * FROM llm_add_provider('openai', models => '{gpt-6-luna,gpt-6.1-sol}');
+SELECT model, rank, task FROM llm_routing_rules ORDER BY task NULLS FIRST, rank;
 DELETE FROM llm_routing_rules;
 DELETE FROM llm_providers;
 
@@ -70,7 +70,7 @@ DELETE FROM llm_providers;
 -- the same preset twice under other names: name, and the kind
 SELECT * FROM llm_add_provider('openai-eu', kind => 'openai', api_key => 'secret:regress', models => '{gpt-5,ft:mine}');
 SELECT provider, name, tier, input_price FROM llm_models ORDER BY name COLLATE "C";
-SELECT base_url FROM llm_providers;
+SELECT base_url, failure_domain FROM llm_providers;
 SELECT * FROM llm_add_provider('groq-2', kind => 'openai', base_url => 'https://api.groq.com/openai/v1', models => '{openai/gpt-oss-20b}');
 SELECT count(*) FROM llm_routing_rules;
 
@@ -80,6 +80,145 @@ SELECT name, tier, input_price, output_price FROM llm_models WHERE provider = 'l
 SELECT * FROM llm_add_provider('local', kind => 'openai', base_url => 'http://localhost:8000/v1', models => '{qwen3-8b,another}');
 SELECT * FROM llm_add_provider('bare', kind => 'openai', base_url => 'http://localhost:9000/v1');
 SELECT count(*) FROM llm_routing_rules;
+DELETE FROM llm_providers;
+
+-- ---------------------------------------------------------------------------
+-- Every preset
+-- ---------------------------------------------------------------------------
+
+-- What each one adds where there is nothing else; called twice, it adds nothing.  (Messages of keys would be about
+-- the server's environment.)
+DELETE FROM llm_routing_rules;
+SET client_min_messages = error;
+CREATE TEMP TABLE added (preset text, round int, object text, name text, detail text);
+DO $$
+DECLARE
+    preset text;
+BEGIN
+    FOREACH preset IN ARRAY '{openai,azure,anthropic,groq,gemini,ollama,openrouter,mistral,deepseek,together,vllm,llamacpp,mock}'::text[] LOOP
+        FOR round IN 1 .. 2 LOOP
+            INSERT INTO added
+            SELECT preset, round, a.* FROM llm_add_provider(preset,
+                base_url => CASE WHEN preset = 'azure' THEN 'https://regress.openai.azure.com' END,
+                models => CASE preset WHEN 'azure' THEN '{gpt-4o,gpt-5-mini,gpt-4.1-nano,text-embedding-3-large,chat-deployment}'::text[]
+                    WHEN 'ollama' THEN '{llama3.2,gpt-oss:20b,nomic-embed-text:v1.5}'
+                    WHEN 'vllm' THEN '{Qwen/Qwen3-8B}'
+                    WHEN 'llamacpp' THEN '{gemma-3-4b-it}' END) AS a;
+        END LOOP;
+        DELETE FROM llm_routing_rules;
+    END LOOP;
+END
+$$;
+SET client_min_messages = notice;
+SELECT preset, count(*) FILTER (WHERE object = 'provider') AS providers, count(*) FILTER (WHERE object = 'model') AS models,
+       count(*) FILTER (WHERE object = 'rule') AS rules
+FROM added WHERE round = 1 AND detail <> 'already there' GROUP BY preset ORDER BY preset COLLATE "C";
+SELECT * FROM added WHERE round = 2 AND (detail <> 'already there' OR object NOT IN ('provider', 'model'));
+SELECT preset, name, detail FROM added WHERE round = 1 AND object = 'rule' ORDER BY preset COLLATE "C", detail DESC, name COLLATE "C";
+SELECT name, kind, base_url, api_key, failure_domain, options FROM llm_providers ORDER BY name COLLATE "C";
+SELECT provider, name, tier, quality, input_price AS input, output_price AS output, cached_input_price AS cached,
+       cache_write_price AS write, price_tiers IS NOT NULL AS tiers, context_window AS context, max_output_tokens AS max_output
+FROM llm_models ORDER BY provider COLLATE "C", name COLLATE "C";
+SELECT provider, name, price_tiers FROM llm_models WHERE price_tiers IS NOT NULL ORDER BY provider COLLATE "C", name COLLATE "C";
+SELECT provider, array_to_string(capabilities, ' ') AS capabilities, count(*) AS models
+FROM llm_models GROUP BY 1, 2 ORDER BY provider COLLATE "C", array_to_string(capabilities, ' ') COLLATE "C";
+-- what cannot be right of any of them
+SELECT provider, name FROM llm_models
+WHERE cached_input_price > input_price OR cache_write_price < input_price OR output_price < input_price AND NOT capabilities @> '{embedding}'
+   OR max_output_tokens > context_window
+   OR EXISTS (SELECT FROM jsonb_to_recordset(price_tiers) AS t(above_tokens int, input numeric, output numeric, cached_input numeric, cache_write numeric)
+              WHERE t.input <= input_price OR t.output <= output_price OR t.cached_input <= cached_input_price
+                 OR (t.cache_write IS NULL) <> (cache_write_price IS NULL) OR t.above_tokens > context_window);
+-- a rule's model is one that comes with the preset, and not another provider's
+SELECT preset, a.name FROM added AS a
+WHERE object = 'rule' AND NOT EXISTS (SELECT FROM llm_models AS m WHERE m.provider = preset AND a.name IN (m.name, preset || '/' || m.name))
+   OR object = 'rule' AND EXISTS (SELECT FROM llm_models AS m WHERE m.provider <> preset AND a.name = m.provider || '/' || m.name);
+-- names and prices that several presets have are the same
+SELECT name, count(DISTINCT (input_price, output_price)) FROM llm_models WHERE name NOT LIKE '%/%' GROUP BY name
+HAVING count(DISTINCT (input_price, output_price)) > 1;
+DROP TABLE added;
+DELETE FROM llm_providers;
+
+-- a key that cannot be read is said of each that has one
+\set VERBOSITY terse
+SELECT count(*) FROM unnest('{anthropic,gemini,openrouter,mistral,deepseek,together}'::text[]) AS preset,
+    LATERAL llm_add_provider(preset, api_key => 'secret:regress-' || preset, models => '{m}') WHERE object = 'provider';
+\set VERBOSITY default
+DELETE FROM llm_providers;
+
+-- Azure has no host for everybody
+SELECT * FROM llm_add_provider('azure');
+SELECT * FROM llm_add_provider('azure-eu', kind => 'azure', models => '{gpt-4o}');
+SELECT * FROM llm_add_provider('azure', api_key => 'secret:regress', base_url => 'https://regress.openai.azure.com');
+SELECT * FROM llm_add_provider('azure', api_key => 'secret:regress', models => '{gpt-5,mine}');
+SELECT * FROM llm_add_provider('azure', api_key => 'secret:regress');
+SELECT * FROM llm_add_provider('azure-eu', kind => 'azure', api_key => 'secret:regress', base_url => 'https://regress-eu.openai.azure.com/', models => '{gpt-5,mine}');
+SELECT object, name FROM llm_add_provider('azure-eu', kind => 'azure', models => '{o3}');
+SELECT name, base_url, failure_domain FROM llm_providers ORDER BY name COLLATE "C";
+SELECT provider, name, tier, input_price FROM llm_models ORDER BY provider COLLATE "C", name COLLATE "C";
+DELETE FROM llm_providers;
+
+-- servers of one's own: what they have is free, and has to be named
+SELECT * FROM llm_add_provider('ollama');
+SELECT * FROM llm_add_provider('vllm');
+SELECT * FROM llm_add_provider('llamacpp');
+SELECT * FROM llm_add_provider('ollama', models => '{llama3.2,mxbai-embed-large,all-minilm:l6-v2}');
+SELECT * FROM llm_add_provider('ollama');
+SELECT * FROM llm_add_provider('gpu', kind => 'ollama', base_url => 'http://127.0.0.1:11435', models => '{llama3.2,nomic-embed-text}');
+SELECT name, base_url, api_key, failure_domain FROM llm_providers ORDER BY name COLLATE "C";
+SELECT provider, name, tier, input_price, output_price, capabilities FROM llm_models ORDER BY provider COLLATE "C", name COLLATE "C";
+SELECT model, rank, task FROM llm_routing_rules;
+DELETE FROM llm_routing_rules;
+DELETE FROM llm_providers;
+
+-- what a provider wants of each request, also where it is added by its kind
+SELECT object FROM llm_add_provider('mistral-2', kind => 'openai', api_key => 'secret:regress', base_url => 'https://api.mistral.ai/v1', models => '{mistral-embed}');
+SELECT name, failure_domain, options FROM llm_providers;
+DELETE FROM llm_providers;
+
+-- A second provider: the rules stay as they are, but for embeddings, which have none so far.
+SELECT object, name FROM llm_add_provider('anthropic', api_key => 'secret:regress', models => '{claude-sonnet-5-5,claude-haiku-4-5}') WHERE object <> 'model';
+SELECT object, name FROM llm_add_provider('gemini', api_key => 'secret:regress') WHERE object <> 'model';
+SELECT object, name FROM llm_add_provider('openai', api_key => 'secret:regress') WHERE object <> 'model';
+SELECT object, name FROM llm_add_provider('ollama', models => '{llama3.2}');
+SELECT model, rank, task FROM llm_routing_rules ORDER BY task NULLS FIRST, rank;
+-- embeddings first, then the others
+DELETE FROM llm_routing_rules;
+DELETE FROM llm_providers;
+SELECT object, name FROM llm_add_provider('openai', api_key => 'secret:regress', models => '{text-embedding-3-large}');
+SELECT object, name FROM llm_add_provider('openrouter', api_key => 'secret:regress') WHERE object = 'rule';
+-- not where a rule for any task chooses a model for them, or nobody has the task
+DELETE FROM llm_routing_rules;
+INSERT INTO llm_routing_rules(model) VALUES ('openai/text-embedding-3-large');
+SELECT object, name FROM llm_add_provider('gemini', api_key => 'secret:regress', models => '{gemini-embedding-001}');
+DELETE FROM llm_routing_rules;
+BEGIN;
+DELETE FROM llm_tasks WHERE name = 'embedding';
+SELECT object, name FROM llm_add_provider('gemini', api_key => 'secret:regress', models => '{gemini-embedding-001}');
+ROLLBACK;
+-- an alias is no rule for calls that name no model
+INSERT INTO llm_routing_rules(model, alias, task) VALUES ('text-embedding-3-large', 'vectors', 'embedding');
+SELECT object, name FROM llm_add_provider('gemini', api_key => 'secret:regress') WHERE object = 'rule';
+DELETE FROM llm_routing_rules;
+DELETE FROM llm_providers;
+
+-- Who is no superuser adds public services, not what may listen on this machine; what is there he adds models to.
+CREATE ROLE regress_llm_presets;
+SELECT llm_grant('regress_llm_presets', 'admin');
+SELECT object, name FROM llm_add_provider('vllm', models => '{a}');
+SET ROLE regress_llm_presets;
+SET client_min_messages = error;
+SELECT preset, object FROM unnest('{openai,anthropic,groq,gemini,openrouter,mistral,deepseek,together,mock}'::text[]) AS preset,
+    LATERAL llm_add_provider(preset, models => '{}');
+SET client_min_messages = notice;
+SELECT * FROM llm_add_provider('ollama', models => '{llama3.2}');
+SELECT * FROM llm_add_provider('llamacpp', models => '{m}');
+SELECT * FROM llm_add_provider('azure', base_url => 'https://regress.openai.azure.com', models => '{m}');
+SELECT object, name FROM llm_add_provider('vllm', models => '{b}');
+RESET ROLE;
+SELECT llm_revoke('regress_llm_presets', 'admin');
+DROP ROLE regress_llm_presets;
+DELETE FROM llm_routing_rules;
 DELETE FROM llm_providers;
 
 -- the tier of the preset is gone: the cheapest there is

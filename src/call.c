@@ -147,7 +147,7 @@ after_failure(LlmCall *call, LlmErrorClass error, bool timed_out_whole, bool hop
 												  model->provider->name);
 	bool		next = policy->fallback;
 
-	if (timed_out_whole)
+	if (timed_out_whole || call->streamed > 0)
 		return llmgw_call_end_stopped(call);
 
 	/* the server told us what it wants instead: say it that way, once */
@@ -377,7 +377,10 @@ send_attempt(LlmCall *call)
 		call->wire.token_param = model->token_param;
 	call->wire.stream = p->stream;
 	call->wire.system_prompt = spec->system_prompt;
-	call->wire.prompt = call->prompt;
+	call->wire.messages = call->messages;
+	call->wire.tools = spec->tools;
+	call->wire.tool_choice = spec->tool_choice;
+	call->wire.schema = spec->schema;
 	call->wire.max_tokens = spec->max_tokens;
 	call->wire.has_temperature = spec->has_temperature;
 	call->wire.temperature = spec->temperature;
@@ -480,9 +483,15 @@ llmgw_call_start(LlmCall *call, dlist_head *ready_list)
 	query.role = spec->role;
 	query.tags = spec->tags;
 	query.max_tokens = spec->max_tokens;
-	call->characters = pg_mbstrlen(call->prompt) +
+	if (call->messages == NULL)
+		call->messages = llmgw_messages_from_prompt(call->prompt);
+	call->characters = call->messages->characters + spec->extra_characters +
 		(spec->system_prompt ? pg_mbstrlen(spec->system_prompt) : 0);
 	query.characters = call->characters;
+	query.needs_tools = spec->tools != NULL || call->messages->has_tools;
+	query.needs_schema = spec->schema != NULL;
+	query.needs_images = call->messages->has_images;
+	query.needs_image_urls = call->messages->has_image_urls;
 	llmgw_call_describe(call);
 	llmgw_route(spec->config, &query, &call->route);
 	for (int i = 0; i < call->route.ncandidates; i++)
@@ -537,7 +546,8 @@ advance_sending(LlmCall *call)
 	{
 		if (!decided(&call->answer))
 			llmgw_sse_feed(&call->parser, t->data, t->len, on_event, call);
-		if (call->first_content == 0 && call->answer.text.len > 0)
+		if (call->first_content == 0 &&
+			(call->answer.text.len > 0 || call->answer.ntool_calls > 0))
 			call->first_content = t->last_byte;
 		llmgw_http_consume(t);
 	}

@@ -51,6 +51,10 @@ typedef struct LlmSpec
 	bool		has_temperature;
 	float4		temperature;
 	Jsonb	   *params;			/* checked; NULL: none */
+	const LlmTools *tools;		/* NULL: none */
+	LlmToolChoice tool_choice;
+	Jsonb	   *schema;			/* of the answer; NULL: any text */
+	int64		extra_characters;	/* of tools and schema */
 	int			timeout_ms;		/* of the whole call; 0: none */
 	Jsonb	   *tags;			/* an object; NULL: none */
 	const char *tags_text;
@@ -83,6 +87,7 @@ typedef struct LlmCall
 	MemoryContext context;
 	const LlmSpec *spec;
 	const char *prompt;
+	const LlmMessages *messages;	/* NULL until it starts: the prompt alone */
 	int64		request_id;
 	LlmCallState state;
 	void	   *owner;			/* whatever who made it wants to know */
@@ -115,6 +120,8 @@ typedef struct LlmCall
 	bool		streaming;		/* the body is a stream of events */
 	LlmInstant	first_content;	/* when its first words came; 0: not yet */
 	bool		deadline_binds; /* its total time-out is the call's deadline */
+	Size		streamed;		/* bytes of its text that the caller has been
+								 * given; then there is no way back */
 
 	/* the ledger; see call_record.c */
 	LlmLedgerEntry entry;
@@ -149,7 +156,8 @@ typedef struct LlmCall
 
 /*
  * Makes a call in a new context below the given one.  The prompt must live as
- * long as the call.  Draws its request id.
+ * long as the call.  Draws its request id.  A conversation is put into messages
+ * afterwards; the prompt is then its text.
  */
 extern LlmCall *llmgw_call_create(MemoryContext parent, const LlmSpec *spec,
 								  const char *prompt);

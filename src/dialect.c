@@ -3,15 +3,13 @@
  * dialect.c
  *	  The dialects there are, and what they have in common.
  *
- * Common are the parameters of a call, the way a user's JSON is checked, and
- * the headers in which providers state their limits.
+ * Common are the parameters of a call and the way a user's JSON is checked.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include <ctype.h>
-#include <math.h>
 
 #include "utils/builtins.h"
 
@@ -20,6 +18,10 @@
 
 static const LlmDialect *const dialects[] = {
 	&llmgw_dialect_openai,
+	&llmgw_dialect_azure,
+	&llmgw_dialect_anthropic,
+	&llmgw_dialect_gemini,
+	&llmgw_dialect_ollama,
 	&llmgw_dialect_mock
 };
 
@@ -90,6 +92,59 @@ llmgw_answer_clean(const LlmAnswer *answer, const char *text, size_t max_bytes)
 	return llmgw_clean_text(copy, max_bytes);
 }
 
+/* Whether a call's arguments are the text of a JSON object. */
+static bool
+has_arguments(const LlmToolCall *tool)
+{
+	char	   *reason;
+	Jsonb	   *doc = llmgw_json_parse_text(tool->arguments.data, &reason);
+
+	return doc != NULL && JB_ROOT_IS_OBJECT(doc);
+}
+
+void
+llmgw_answer_end_tools(LlmAnswer *answer, const char *prefix)
+{
+	const char *reason = answer->finish_reason;
+	bool		cut = reason != NULL && strcmp(reason, "length") == 0;
+
+	if (answer->ntool_calls == 0 || answer->error != LLMGW_OK)
+		return;
+	for (int i = 0; i < answer->ntool_calls; i++)
+	{
+		LlmToolCall *tool = &answer->tool_calls[i];
+
+		if (tool->name == NULL || *tool->name == '\0')
+		{
+			llmgw_answer_fail(answer, LLMGW_MALFORMED, "a tool call has no name");
+			return;
+		}
+
+		/* what takes no arguments is often called with none */
+		if (strspn(tool->arguments.data, " \t\r\n") == tool->arguments.len && !cut)
+		{
+			resetStringInfo(&tool->arguments);
+			appendStringInfoString(&tool->arguments, "{}");
+		}
+		if (!has_arguments(tool))
+		{
+			llmgw_answer_fail(answer, LLMGW_MALFORMED,
+							  psprintf("the arguments of the call of tool \"%s\" %s",
+									   llmgw_answer_clean(answer, tool->name, 64),
+									   cut ? "were cut by a token limit" : "are not a JSON object"));
+			return;
+		}
+		if (tool->id == NULL || *tool->id == '\0')
+			tool->id = MemoryContextStrdup(llmgw_answer_context(answer),
+										   psprintf("%s_%d", prefix, i + 1));
+	}
+
+	/* OpenAI says "stop" of a call that it was told to make */
+	if (reason == NULL || strcmp(reason, "stop") == 0 ||
+		strcmp(reason, "function_call") == 0)
+		answer->finish_reason = "tool_calls";
+}
+
 Jsonb *
 llmgw_answer_tool_calls(const LlmAnswer *answer)
 {
@@ -111,7 +166,16 @@ llmgw_answer_tool_calls(const LlmAnswer *answer)
 		appendStringInfoChar(&buf, '{');
 		llmgw_json_put_text(&buf, "name", tool->name ? tool->name : "");
 		llmgw_json_put_text(&buf, "arguments", tool->arguments.data);
-		appendStringInfoString(&buf, "}}");
+		appendStringInfoChar(&buf, '}');
+		if (tool->signature != NULL)
+		{
+			/* the shape of Google's OpenAI-compatible endpoint */
+			llmgw_json_key(&buf, "extra_content");
+			appendStringInfoString(&buf, "{\"google\":{");
+			llmgw_json_put_text(&buf, "thought_signature", tool->signature);
+			appendStringInfoString(&buf, "}}");
+		}
+		appendStringInfoChar(&buf, '}');
 	}
 	appendStringInfoChar(&buf, ']');
 	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
@@ -131,7 +195,20 @@ extra_problem(const JsonbValue *value)
 {
 	static const char *const reserved[] = {
 		"model", "messages", "stream", "stream_options", "n",
-		"max_tokens", "max_completion_tokens"
+		"max_tokens", "max_completion_tokens", "contents", "generation_config"
+	};
+
+	/* Gemini takes either spelling; Ollama's limit is an option */
+	static const struct
+	{
+		const char *group;
+		const char *key;
+	}			reserved_in[] = {
+		{"generationConfig", "maxOutputTokens"},
+		{"generationConfig", "max_output_tokens"},
+		{"generationConfig", "candidateCount"},
+		{"generationConfig", "candidate_count"},
+		{"options", "num_predict"}
 	};
 	JsonbContainer *c = value->type == jbvBinary ? value->val.binary.data : NULL;
 	JsonbValue	v;
@@ -143,6 +220,12 @@ extra_problem(const JsonbValue *value)
 		if (getKeyJsonValueFromContainer(c, reserved[i], strlen(reserved[i]),
 										 &v) != NULL)
 			return psprintf("may not set \"%s\"", reserved[i]);
+	}
+	for (int i = 0; i < lengthof(reserved_in); i++)
+	{
+		if (llmgw_json_get(c, &v, reserved_in[i].group, reserved_in[i].key, NULL))
+			return psprintf("may not set \"%s\" of \"%s\"",
+							reserved_in[i].key, reserved_in[i].group);
 	}
 	return NULL;
 }
@@ -335,242 +418,4 @@ const char *
 llmgw_param_names(void)
 {
 	return option_names(params, lengthof(params));
-}
-
-/*
- * Limits
- */
-
-#define MS_PER_DAY		(INT64CONST(24) * 60 * 60 * 1000)
-
-/* How much of an error body is searched for a phrase. */
-#define MAX_SEARCHED	8192
-
-/*
- * Rounds up, so that waiting that long is enough, but not for what is only the
- * error of a binary fraction; nobody waits for a day.
- */
-static int64
-clamp_ms(double ms)
-{
-	return ms >= (double) MS_PER_DAY ? MS_PER_DAY : (int64) ceil(ms - 1e-6);
-}
-
-/* Reads digits, maybe with a fraction; no sign, exponent, NaN or infinity. */
-static bool
-scan_decimal(const char **p, double *value)
-{
-	const char *s = *p;
-	double		scale = 1;
-
-	if (!isdigit((unsigned char) *s))
-		return false;
-	*value = 0;
-	for (; isdigit((unsigned char) *s); s++)
-		*value = *value * 10 + (*s - '0');
-	if (*s == '.' && isdigit((unsigned char) s[1]))
-	{
-		for (s++; isdigit((unsigned char) *s); s++)
-			*value += (*s - '0') * (scale /= 10);
-	}
-	*p = s;
-	return true;
-}
-
-/* Reads a unit of time; 0 when there is none. */
-static double
-scan_unit(const char **p)
-{
-	static const struct
-	{
-		const char *name;
-		double		ms;
-	}			units[] = {
-		{"ms", 1}, {"s", 1000}, {"m", 60000}, {"h", 3600000},
-		{"d", 86400000}, {"us", 1e-3}, {"ns", 1e-6},
-		{"\xC2\xB5s", 1e-3}, {"\xCE\xBCs", 1e-3},	/* the two micro signs */
-		{"millisecond", 1}, {"milliseconds", 1},
-		{"sec", 1000}, {"secs", 1000}, {"second", 1000}, {"seconds", 1000},
-		{"min", 60000}, {"mins", 60000}, {"minute", 60000}, {"minutes", 60000},
-		{"hour", 3600000}, {"hours", 3600000}, {"day", 86400000},
-		{"days", 86400000}
-	};
-	const char *s = *p + (**p == ' ');
-	size_t		len = 0;
-
-	while (isalpha((unsigned char) s[len]) || IS_HIGHBIT_SET(s[len]))
-		len++;
-	for (int i = 0; i < lengthof(units); i++)
-	{
-		if (strlen(units[i].name) == len &&
-			pg_strncasecmp(units[i].name, s, len) == 0)
-		{
-			*p = s + len;
-			return units[i].ms;
-		}
-	}
-	return 0;
-}
-
-/*
- * Reads a duration as Go writes it ("6m0s", "120ms", "1h2m3.5s"), or a number
- * and a word ("20 seconds").  Leaves *p behind it.
- */
-static bool
-scan_duration(const char **p, double *ms)
-{
-	const char *s = *p;
-	double		value;
-	bool		found = false;
-
-	*ms = 0;
-	while (scan_decimal(&s, &value))
-	{
-		double		unit = scan_unit(&s);
-
-		if (unit == 0)
-			break;
-		*ms += value * unit;
-		*p = s;
-		found = true;
-	}
-	return found;
-}
-
-/* A whole string that is a duration, or a number of seconds; -1: neither. */
-static int64
-duration_ms(const char *str)
-{
-	const char *p = str;
-	double		value;
-
-	if (scan_duration(&p, &value) && *p == '\0')
-		return clamp_ms(value);
-	p = str;
-	if (scan_decimal(&p, &value) && *p == '\0')
-		return clamp_ms(value * 1000);
-	return -1;
-}
-
-static int64
-header_ms(const char *headers, const char *name)
-{
-	char	   *text = llmgw_http_header(headers, name);
-	const char *p = text;
-	double		value;
-
-	if (text == NULL || !scan_decimal(&p, &value) || *p != '\0')
-		return -1;
-	return clamp_ms(value);
-}
-
-static int64
-header_duration(const char *headers, const char *name)
-{
-	char	   *text = llmgw_http_header(headers, name);
-
-	return text ? duration_ms(text) : -1;
-}
-
-static int64
-header_count(const char *headers, const char *name)
-{
-	char	   *text = llmgw_http_header(headers, name);
-	const char *p = text;
-	double		value;
-
-	if (text == NULL || !scan_decimal(&p, &value) || *p != '\0')
-		return -1;
-	return value >= (double) PG_INT32_MAX ? PG_INT32_MAX : (int64) value;
-}
-
-/* RFC 9110, section 10.2.3: seconds (some send a fraction) or a date */
-static int64
-header_retry_after(const char *headers, int64 wall_clock)
-{
-	char	   *text = llmgw_http_header(headers, "retry-after");
-	time_t		date;
-
-	if (text == NULL)
-		return -1;
-	if (strchr(text, ':') == NULL)
-		return duration_ms(text);
-	date = curl_getdate(text, NULL);
-	if (date == (time_t) -1)
-		return -1;
-	return (int64) date <= wall_clock ? 0 :
-		clamp_ms(((double) date - (double) wall_clock) * 1000);
-}
-
-/* Google: error.details[] has a google.rpc.RetryInfo with retryDelay "39s" */
-static int64
-body_retry_info(const char *body, size_t len)
-{
-	char	   *reason;
-	Jsonb	   *doc = llmgw_json_parse(body, len, &reason);
-	JsonbValue	details;
-
-	if (doc == NULL ||
-		!(llmgw_json_get(&doc->root, &details, "error", "details", NULL) ||
-		  llmgw_json_get(&doc->root, &details, "[0]", "error", "details", NULL)) ||
-		details.type != jbvBinary ||
-		!JsonContainerIsArray(details.val.binary.data))
-		return -1;
-	for (uint32 i = 0; i < JsonContainerSize(details.val.binary.data); i++)
-	{
-		JsonbValue *v = getIthJsonbValueFromContainer(details.val.binary.data, i);
-		char	   *delay;
-
-		if (v->type != jbvBinary)
-			continue;
-		delay = llmgw_json_get_text(v->val.binary.data, "retryDelay", NULL);
-		if (delay != NULL)
-			return duration_ms(delay);
-	}
-	return -1;
-}
-
-/* OpenAI, Groq: "Please try again in 5.289s"; Azure: "retry after 20 seconds" */
-static int64
-body_retry_phrase(const char *body, size_t len)
-{
-	static const char *const phrases[] = {
-		"try again in ", "retry in ", "retry after "
-	};
-	char	   *text = pnstrdup(body, Min(len, MAX_SEARCHED));
-
-	for (char *c = text; *c; c++)
-		*c = pg_ascii_tolower((unsigned char) *c);
-	for (int i = 0; i < lengthof(phrases); i++)
-	{
-		const char *p = strstr(text, phrases[i]);
-		double		ms;
-
-		if (p == NULL)
-			continue;
-		p += strlen(phrases[i]);
-		if (scan_duration(&p, &ms))
-			return clamp_ms(ms);
-	}
-	return -1;
-}
-
-void
-llmgw_read_limits(const char *headers, const char *body, size_t len,
-				  int64 wall_clock, LlmRateInfo *info)
-{
-	info->retry_after_ms = header_ms(headers, "retry-after-ms");
-	if (info->retry_after_ms < 0)
-		info->retry_after_ms = header_ms(headers, "x-ms-retry-after-ms");
-	if (info->retry_after_ms < 0)
-		info->retry_after_ms = header_retry_after(headers, wall_clock);
-	if (info->retry_after_ms < 0 && body != NULL)
-		info->retry_after_ms = body_retry_info(body, len);
-	if (info->retry_after_ms < 0 && body != NULL)
-		info->retry_after_ms = body_retry_phrase(body, len);
-
-	info->remaining_requests = header_count(headers, "x-ratelimit-remaining-requests");
-	info->remaining_tokens = header_count(headers, "x-ratelimit-remaining-tokens");
-	info->reset_requests_ms = header_duration(headers, "x-ratelimit-reset-requests");
-	info->reset_tokens_ms = header_duration(headers, "x-ratelimit-reset-tokens");
 }

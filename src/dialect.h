@@ -27,6 +27,7 @@
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 
+#include "dialect_messages.h"
 #include "errors.h"
 #include "http.h"
 #include "sse.h"
@@ -51,12 +52,21 @@ typedef struct LlmWireCall
 	bool		stream;
 
 	/* the content */
-	const char *system_prompt;	/* NULL: none */
-	const char *prompt;
+	const char *system_prompt;	/* NULL: none; goes before all messages */
+	const LlmMessages *messages;
+	const LlmTools *tools;		/* NULL: none */
+	LlmToolChoice tool_choice;
+	Jsonb	   *schema;			/* the answer must be JSON of this schema, in
+								 * the provider's own way; NULL: any text */
 	int			max_tokens;		/* 0: not limited by the caller */
 	bool		has_temperature;
 	float4		temperature;
 	Jsonb	   *params;			/* checked; may be NULL */
+
+	/* or, for an embedding request, the inputs instead of messages */
+	int			ninputs;
+	const char *const *inputs;
+	int			dimensions;		/* 0: the model's own */
 } LlmWireCall;
 
 /* Tokens as the provider counted them: input includes cached, output reasoning. */
@@ -75,7 +85,11 @@ typedef struct LlmToolCall
 {
 	char	   *id;
 	char	   *name;
+	char	   *signature;		/* what the provider wants back with it, in
+								 * base64 (Gemini); NULL: nothing */
 	StringInfoData arguments;	/* JSON text */
+	int64		block;			/* where pieces name the part of the answer
+								 * that they belong to: its number */
 } LlmToolCall;
 
 /*
@@ -94,6 +108,11 @@ typedef struct LlmAnswer
 	LlmUsage	usage;
 	int			ntool_calls;
 	LlmToolCall *tool_calls;
+
+	/* of an embedding request: nvectors × dimensions numbers, by input */
+	int			nvectors;
+	int			dimensions;
+	float4	   *vectors;
 
 	const char *api_key;		/* masked in all that is shown; may be NULL */
 	bool		hopeless;		/* an error that trying again cannot change */
@@ -119,6 +138,10 @@ typedef struct LlmDialect
 	const char *kind;			/* llm_providers.kind */
 	const char *default_base_url;	/* NULL: the kind has no public endpoint */
 	LlmFraming	framing;		/* of a streamed answer */
+	bool		fetches_images; /* takes the URL of an image, not only data */
+	bool		takes_schema;	/* can be told a JSON schema for the answer */
+	int			max_inputs;		/* of one embedding request; 0: the kind makes
+								 * none */
 
 	/*
 	 * Fills url, headers, body or replay of a zeroed request.  Raises 22021
@@ -152,6 +175,15 @@ typedef struct LlmDialect
 	void		(*read_limits) (const char *headers, const char *body, size_t len,
 								int64 wall_clock, LlmRateInfo *info);
 
+	/*
+	 * An embedding request, and the whole body of its answer with a 2xx
+	 * status: sets vectors, usage and complete, or an error.  NULL where
+	 * max_inputs is 0.
+	 */
+	void		(*build_embedding) (const LlmWireCall *call, LlmHttpRequest *request);
+	void		(*parse_embedding) (const LlmWireCall *call, const char *body,
+									size_t len, LlmAnswer *answer);
+
 	/* A request that costs nothing and shows whether the endpoint is there. */
 	void		(*probe_request) (const LlmWireCall *call, LlmHttpRequest *request);
 
@@ -167,7 +199,7 @@ typedef struct LlmDialect
 /* the dialect of that kind; NULL when there is none */
 extern const LlmDialect *llmgw_dialect_find(const char *kind);
 
-/* the kinds there are, for messages: "openai, mock" */
+/* the kinds there are, for messages: "openai, anthropic, mock" */
 extern const char *llmgw_dialect_kinds(void);
 
 /*
@@ -186,6 +218,12 @@ extern char *llmgw_answer_clean(const LlmAnswer *answer, const char *text,
 /* sets error and a copy of message, unless there is an error already */
 extern void llmgw_answer_fail(LlmAnswer *answer, LlmErrorClass class,
 							  const char *message);
+
+/*
+ * Of an answer that is complete: fails it when a tool call cannot be made as it
+ * is, and gives each an id, from the prefix, where the provider gave none.
+ */
+extern void llmgw_answer_end_tools(LlmAnswer *answer, const char *prefix);
 
 /* the tool calls as a jsonb array in OpenAI's shape; NULL when there are none */
 extern Jsonb *llmgw_answer_tool_calls(const LlmAnswer *answer);
@@ -226,9 +264,12 @@ typedef struct LlmOption
  */
 extern char *llmgw_options_check(Jsonb *options, const LlmOption *known, int n);
 
+/* dialect_limits.c */
+
 /*
  * Limits as most providers send them: Retry-After and its relatives, OpenAI's
- * x-ratelimit-*, Google's RetryInfo, and "try again in 5.2s" in a message.
+ * x-ratelimit-*, Anthropic's anthropic-ratelimit-*, Google's RetryInfo, and
+ * "try again in 5.2s" in a message.
  */
 extern void llmgw_read_limits(const char *headers, const char *body, size_t len,
 							  int64 wall_clock, LlmRateInfo *info);
@@ -239,12 +280,76 @@ extern const LlmDialect llmgw_dialect_openai;
 /* which name of the output limit a request will use; never AUTO */
 extern LlmTokenParam llmgw_openai_token_param(const LlmWireCall *call);
 
+/* Each writes the body, and nothing else, of a request. */
+extern void llmgw_openai_put_chat(const LlmWireCall *call, LlmHttpRequest *request);
+extern void llmgw_openai_put_embedding(const LlmWireCall *call, LlmHttpRequest *request);
+
+/* for check_options: what is wrong with "token_parameter"; NULL: nothing */
+extern char *llmgw_openai_check_token_param(Jsonb *options);
+
+/* inputs of one embedding request */
+#define LLMGW_OPENAI_MAX_INPUTS		2048
+
+/* dialect_openai_schema.c */
+
+/* whether the provider can hold an answer to it, rather than only advise the model */
+extern bool llmgw_openai_schema_is_strict(Jsonb *schema);
+
 /* dialect_openai_answer.c */
+extern void llmgw_openai_parse_embedding(const LlmWireCall *call, const char *body,
+										 size_t len, LlmAnswer *answer);
 extern void llmgw_openai_parse_response(const LlmWireCall *call, const char *body,
 										size_t len, LlmAnswer *answer);
 extern void llmgw_openai_parse_event(const LlmWireCall *call, const char *name,
 									 const char *data, size_t len, LlmAnswer *answer);
 extern void llmgw_openai_read_error(const LlmWireCall *call, int http_status,
+									const char *body, size_t len, LlmAnswer *answer);
+
+/* dialect_anthropic.c */
+extern const LlmDialect llmgw_dialect_anthropic;
+
+/*
+ * The name of the tool that stands for an answer in the call's schema; NULL:
+ * none is offered.  *wrapped says whether the answer is its input's only
+ * member.
+ */
+extern const char *llmgw_anthropic_answer_tool(const LlmWireCall *call, bool *wrapped);
+
+/* dialect_anthropic_answer.c */
+extern void llmgw_anthropic_parse_response(const LlmWireCall *call, const char *body,
+										   size_t len, LlmAnswer *answer);
+extern void llmgw_anthropic_parse_event(const LlmWireCall *call, const char *name,
+										const char *data, size_t len, LlmAnswer *answer);
+extern void llmgw_anthropic_read_error(const LlmWireCall *call, int http_status,
+									   const char *body, size_t len, LlmAnswer *answer);
+
+/* dialect_azure.c */
+extern const LlmDialect llmgw_dialect_azure;
+
+/* dialect_gemini.c */
+extern const LlmDialect llmgw_dialect_gemini;
+
+/* dialect_gemini_answer.c */
+extern void llmgw_gemini_parse_response(const LlmWireCall *call, const char *body,
+										size_t len, LlmAnswer *answer);
+extern void llmgw_gemini_parse_event(const LlmWireCall *call, const char *name,
+									 const char *data, size_t len, LlmAnswer *answer);
+extern void llmgw_gemini_parse_embedding(const LlmWireCall *call, const char *body,
+										 size_t len, LlmAnswer *answer);
+extern void llmgw_gemini_read_error(const LlmWireCall *call, int http_status,
+									const char *body, size_t len, LlmAnswer *answer);
+
+/* dialect_ollama.c */
+extern const LlmDialect llmgw_dialect_ollama;
+
+/* dialect_ollama_answer.c */
+extern void llmgw_ollama_parse_response(const LlmWireCall *call, const char *body,
+										size_t len, LlmAnswer *answer);
+extern void llmgw_ollama_parse_event(const LlmWireCall *call, const char *name,
+									 const char *data, size_t len, LlmAnswer *answer);
+extern void llmgw_ollama_parse_embedding(const LlmWireCall *call, const char *body,
+										 size_t len, LlmAnswer *answer);
+extern void llmgw_ollama_read_error(const LlmWireCall *call, int http_status,
 									const char *body, size_t len, LlmAnswer *answer);
 
 /* dialect_mock.c */

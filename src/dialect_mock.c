@@ -12,18 +12,20 @@
  */
 #include "postgres.h"
 
-#include "mb/pg_wchar.h"
 #include "utils/json.h"
 
-#include "dialect.h"
+#include "dialect_mock.h"
 #include "json.h"
 
 #define CHARACTERS_PER_TOKEN	4
 #define DEFAULT_CHUNKS			16
+#define DEFAULT_DIMENSIONS		16
+#define MAX_INPUTS				2048
 #define MAX_DELAY_MS			(24 * 60 * 60 * 1000)
 
 static const LlmOption known_options[] = {
 	{"cached_tokens", LLMGW_OPTION_INT, 0, PG_INT32_MAX},
+	{"call_tools", LLMGW_OPTION_BOOL},
 	{"chunk_ms", LLMGW_OPTION_INT, 0, MAX_DELAY_MS},
 	{"chunks", LLMGW_OPTION_INT, 1, 10000},
 	{"error", LLMGW_OPTION_TEXT},
@@ -72,6 +74,8 @@ typedef struct Mock
 	const LlmWireCall *call;
 	LlmErrorClass error;		/* LLMGW_OK: none */
 	char	   *reply;
+	const LlmTool *tool;		/* called instead of a reply; NULL: none */
+	char	   *arguments;
 	const char *finish_reason;
 	int64		input_tokens;
 	int64		output_tokens;
@@ -106,31 +110,6 @@ error_option(const LlmWireCall *call)
 	return error < LLMGW_NATTEMPT_CLASSES ? error : LLMGW_OK;
 }
 
-/*
- * Bytes of the character at p.  A SQL_ASCII database is taken to hold UTF-8:
- * cutting inside a character would make JSON that cannot be sent.
- */
-static int
-character_bytes(const char *p)
-{
-	int			encoding = GetDatabaseEncoding();
-
-	if (!IS_HIGHBIT_SET(*p))
-		return 1;
-	return (int) strnlen(p, pg_encoding_mblen(encoding == PG_SQL_ASCII ?
-											  PG_UTF8 : encoding, p));
-}
-
-static int64
-count_characters(const char *str)
-{
-	int64		n = 0;
-
-	for (; *str; str += character_bytes(str))
-		n++;
-	return n;
-}
-
 static int64
 count_tokens(int64 characters)
 {
@@ -142,18 +121,24 @@ static void
 make_reply(Mock *m)
 {
 	const LlmWireCall *call = m->call;
-	int64		characters = count_characters(call->prompt);
+	int64		characters = llmgw_mock_message_characters(call);
 	int64		limit = (int64) call->max_tokens * CHARACTERS_PER_TOKEN;
 	char	   *end;
 
-	m->reply = text_option(call, "reply");
+	m->tool = llmgw_mock_tool(call);
+	if (m->tool != NULL)
+		m->arguments = m->tool->parameters == NULL ? "{}" :
+			llmgw_mock_sample(m->tool->parameters, llmgw_mock_subject(call));
+	m->reply = m->tool ? "" : text_option(call, "reply");
 	if (m->reply == NULL)
-		m->reply = psprintf("mock reply to: %s", call->prompt);
-	m->finish_reason = "stop";
+		m->reply = call->schema ?
+			llmgw_mock_sample(call->schema, llmgw_mock_subject(call)) :
+			psprintf("mock reply to: %s", llmgw_mock_subject(call));
+	m->finish_reason = m->tool ? "tool_calls" : "stop";
 	if (call->max_tokens > 0)
 	{
 		for (end = m->reply; *end && limit > 0; limit--)
-			end += character_bytes(end);
+			end += llmgw_mock_character_bytes(end);
 		if (*end != '\0')
 		{
 			*end = '\0';
@@ -164,10 +149,11 @@ make_reply(Mock *m)
 		m->finish_reason = text_option(call, "finish_reason");
 
 	if (call->system_prompt != NULL)
-		characters += count_characters(call->system_prompt);
+		characters += llmgw_mock_characters(call->system_prompt);
 	m->input_tokens = int_option(call, "input_tokens", count_tokens(characters));
 	m->output_tokens = int_option(call, "output_tokens",
-								  count_tokens(count_characters(m->reply)));
+								  count_tokens(llmgw_mock_characters(m->tool ?
+																	 m->arguments : m->reply)));
 }
 
 static void
@@ -248,7 +234,24 @@ end_choice(StringInfo buf, const char *finish_reason)
 	appendStringInfoString(buf, "}]");
 }
 
-/* One event with a piece of the reply, or, with content NULL, the last one. */
+static void
+put_tool_call(const Mock *m, StringInfo buf)
+{
+	llmgw_json_key(buf, "tool_calls");
+	appendStringInfoString(buf, "[{");
+	llmgw_json_put_int(buf, "index", 0);
+	llmgw_json_put_text(buf, "type", "function");
+	llmgw_json_key(buf, "function");
+	appendStringInfoChar(buf, '{');
+	llmgw_json_put_text(buf, "name", m->tool->name);
+	llmgw_json_put_text(buf, "arguments", m->arguments);
+	appendStringInfoString(buf, "}}]");
+}
+
+/*
+ * One event with a piece of the reply, or, with content NULL, the last one.  A
+ * tool call is a single piece.
+ */
 static void
 add_event(Mock *m, const char *content)
 {
@@ -260,7 +263,9 @@ add_event(Mock *m, const char *content)
 	begin_choice(&buf, "delta");
 	if (m->replay->nsteps == 0)
 		llmgw_json_put_text(&buf, "role", "assistant");
-	if (content != NULL)
+	if (content != NULL && m->tool != NULL)
+		put_tool_call(m, &buf);
+	else if (content != NULL)
 		llmgw_json_put_text(&buf, "content", content);
 	end_choice(&buf, content ? NULL : m->finish_reason);
 	appendStringInfoString(&buf, "}\n\n");
@@ -281,7 +286,7 @@ static const char *
 word_end(const char *p)
 {
 	while (*p && *p != ' ')
-		p += character_bytes(p);
+		p += llmgw_mock_character_bytes(p);
 	while (*p == ' ')
 		p++;
 	return p;
@@ -295,10 +300,12 @@ static void
 make_stream(Mock *m)
 {
 	int64		chunks = int_option(m->call, "chunks", 0);
-	int64		characters = count_characters(m->reply);
+	int64		characters = llmgw_mock_characters(m->reply);
 	int64		pieces = chunks > 0 ? Min(chunks, characters) : DEFAULT_CHUNKS;
 	const char *p = m->reply;
 
+	if (m->tool != NULL)
+		add_event(m, "");
 	for (int64 i = 0; i < pieces && *p; i++)
 	{
 		const char *end = p;
@@ -313,7 +320,7 @@ make_stream(Mock *m)
 		{
 			for (int64 n = characters * (i + 1) / pieces -
 				 characters * i / pieces; n > 0; n--)
-				end += character_bytes(end);
+				end += llmgw_mock_character_bytes(end);
 		}
 		add_event(m, pnstrdup(p, end - p));
 		p = end;
@@ -341,7 +348,10 @@ make_document(Mock *m)
 	begin_document(m, &buf, "chat.completion");
 	begin_choice(&buf, "message");
 	llmgw_json_put_text(&buf, "role", "assistant");
-	llmgw_json_put_text(&buf, "content", m->reply);
+	if (m->tool != NULL)
+		put_tool_call(m, &buf);
+	else
+		llmgw_json_put_text(&buf, "content", m->reply);
 	end_choice(&buf, m->finish_reason);
 
 	/* broken JSON, or half an answer: either ends here */
@@ -417,6 +427,39 @@ build_request(const LlmWireCall *call, LlmHttpRequest *request)
 }
 
 static void
+build_embedding(const LlmWireCall *call, LlmHttpRequest *request)
+{
+	int			dimensions = call->dimensions > 0 ? call->dimensions : DEFAULT_DIMENSIONS;
+	Mock		m;
+	StringInfoData buf;
+
+	if (begin_replay(&m, call, request))
+		return;
+	m.replay->content_type = "application/json";
+	initStringInfo(&buf);
+	begin_document(&m, &buf, "list");
+	llmgw_json_key(&buf, "data");
+	appendStringInfoChar(&buf, '[');
+	for (int i = 0; i < call->ninputs; i++)
+	{
+		appendStringInfoString(&buf, i > 0 ? ",{" : "{");
+		llmgw_json_put_int(&buf, "index", i);
+		llmgw_json_key(&buf, "embedding");
+		llmgw_mock_put_vector(&buf, call->inputs[i], dimensions);
+		appendStringInfoChar(&buf, '}');
+		m.input_tokens += count_tokens(llmgw_mock_characters(call->inputs[i]));
+	}
+	appendStringInfoChar(&buf, ']');
+	if (m.error == LLMGW_OK)
+	{
+		m.input_tokens = int_option(call, "input_tokens", m.input_tokens);
+		put_usage(&m, &buf);
+		appendStringInfoChar(&buf, '}');
+	}
+	add_step(&m, next_delay(&m), &buf);
+}
+
+static void
 probe_request(const LlmWireCall *call, LlmHttpRequest *request)
 {
 	Mock		m;
@@ -460,11 +503,16 @@ const LlmDialect llmgw_dialect_mock = {
 	.kind = "mock",
 	.default_base_url = NULL,
 	.framing = LLMGW_FRAMING_SSE,
+	.fetches_images = true,
+	.takes_schema = true,
+	.max_inputs = MAX_INPUTS,
 	.build_request = build_request,
 	.parse_response = llmgw_openai_parse_response,
 	.parse_event = llmgw_openai_parse_event,
 	.read_error = llmgw_openai_read_error,
 	.read_limits = llmgw_read_limits,
+	.build_embedding = build_embedding,
+	.parse_embedding = llmgw_openai_parse_embedding,
 	.probe_request = probe_request,
 	.check_options = check_options
 };

@@ -1,21 +1,19 @@
 /*-------------------------------------------------------------------------
  *
  * dialect_openai.c
- *	  OpenAI's chat completions, as many others take them, too: requests.
+ *	  OpenAI's chat completions and embeddings, as many others take them, too:
+ *	  requests.
  *
- * Source: OpenAI's API reference (chat completions), and what compatible
- * servers refuse.  Only what was asked for is sent, so that a server is not
- * bothered with members that it does not know.
+ * Source: OpenAI's API reference (chat completions, embeddings, structured
+ * outputs), and what compatible servers refuse.  Only what was asked for is
+ * sent, and in its simplest form, so that a server is not bothered with members
+ * that it does not know.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include <math.h>
-
-#include "common/shortest_dec.h"
-
-#include "dialect.h"
+#include "dialect_request.h"
 #include "json.h"
 
 #define DEFAULT_BASE_URL	"https://api.openai.com/v1"
@@ -34,68 +32,15 @@ static const LlmOption known_options[] = {
  * Requests
  */
 
-static char *
-option_text(const LlmWireCall *call, const char *key)
-{
-	return call->options == NULL ? NULL :
-		llmgw_json_get_text(&call->options->root, key, NULL);
-}
-
-/* The object of that name in params or options; NULL when there is none. */
-static JsonbContainer *
-member_object(Jsonb *doc, const char *key)
-{
-	JsonbValue	v;
-
-	if (doc == NULL || !llmgw_json_get(&doc->root, &v, key, NULL) ||
-		v.type != jbvBinary || !JsonContainerIsObject(v.val.binary.data))
-		return NULL;
-	return v.val.binary.data;
-}
-
-static char *
-make_url(const LlmWireCall *call, const char *path)
-{
-	const char *base = call->base_url ? call->base_url : DEFAULT_BASE_URL;
-	int			len = strlen(base);
-
-	while (len > 0 && base[len - 1] == '/')
-		len--;
-	return psprintf("%.*s%s", len, base, path);
-}
-
-/* Adds a header unless there is one of that name, or no value. */
-static void
-add_header(LlmHttpRequest *request, const char *name, const char *value)
-{
-	size_t		len = strlen(name);
-
-	if (value == NULL || request->nheaders == LLMGW_MAX_HEADERS)
-		return;
-	for (int i = 0; i < request->nheaders; i++)
-	{
-		if (pg_strncasecmp(request->headers[i], name, len) == 0 &&
-			request->headers[i][len] == ':')
-			return;
-	}
-	request->headers[request->nheaders++] = psprintf("%s: %s", name, value);
-}
-
 static void
 add_headers(const LlmWireCall *call, LlmHttpRequest *request)
 {
-	JsonbContainer *headers = member_object(call->options, "headers");
-	JsonbIterator *it = NULL;
-	JsonbValue	value;
-	char	   *name;
-
 	if (call->api_key != NULL)
-		add_header(request, "Authorization", psprintf("Bearer %s", call->api_key));
-	while (headers && llmgw_json_next_member(headers, &it, &name, &value))
-		add_header(request, name, llmgw_json_value_text(&value));
-	add_header(request, "OpenAI-Organization", option_text(call, "organization"));
-	add_header(request, "OpenAI-Project", option_text(call, "project"));
-	add_header(request, "User-Agent", "llm_gateway/" LLM_GATEWAY_VERSION);
+		llmgw_request_header(request, "Authorization", psprintf("Bearer %s", call->api_key));
+	llmgw_request_option_headers(call, request);
+	llmgw_request_header(request, "OpenAI-Organization", llmgw_request_option(call, "organization"));
+	llmgw_request_header(request, "OpenAI-Project", llmgw_request_option(call, "project"));
+	llmgw_request_user_agent(request);
 }
 
 /*
@@ -107,7 +52,7 @@ llmgw_openai_token_param(const LlmWireCall *call)
 {
 	static const char *const families[] = {"gpt-5", "o1", "o3", "o4"};
 	const char *model = strrchr(call->model, '/');
-	char	   *option = option_text(call, "token_parameter");
+	char	   *option = llmgw_request_option(call, "token_parameter");
 	LlmUrl		url;
 	const char *reason;
 
@@ -130,51 +75,173 @@ llmgw_openai_token_param(const LlmWireCall *call)
 	return LLMGW_TOKENS_MAX_TOKENS;
 }
 
-/* A request's body, and the members that a user wrote over ours. */
-typedef struct BodyWriter
+static void
+put_part(StringInfo buf, const LlmPart *part)
 {
-	StringInfoData buf;
-	JsonbContainer *extra[2];	/* the caller's, the provider's; may be NULL */
-} BodyWriter;
-
-/* Whether ours is to be written: each key must be in the body only once. */
-static bool
-is_ours(const BodyWriter *w, const char *key)
-{
-	JsonbValue	v;
-
-	for (int i = 0; i < lengthof(w->extra); i++)
+	llmgw_request_begin_element(buf);
+	if (part->type == LLMGW_PART_TEXT)
 	{
-		if (w->extra[i] && getKeyJsonValueFromContainer(w->extra[i], key,
-														strlen(key), &v))
-			return false;
+		llmgw_json_put_text(buf, "type", "text");
+		llmgw_json_put_text(buf, "text", part->text);
 	}
-	return true;
+	else
+	{
+		llmgw_json_put_text(buf, "type", "image_url");
+		llmgw_json_key(buf, "image_url");
+		appendStringInfoChar(buf, '{');
+		llmgw_json_put_text(buf, "url", part->type == LLMGW_PART_IMAGE_URL ?
+							part->text :
+							psprintf("data:%s;base64,%s", part->media_type, part->text));
+		if (part->detail != NULL)
+			llmgw_json_put_text(buf, "detail", part->detail);
+		appendStringInfoChar(buf, '}');
+	}
+	appendStringInfoChar(buf, '}');
+}
+
+/* A text alone is a string: some servers know no parts. */
+static void
+put_content(StringInfo buf, const LlmMessage *m)
+{
+	if (m->nparts == 0 && m->ntool_uses > 0)
+	{
+		llmgw_json_key(buf, "content");
+		appendStringInfoString(buf, "null");
+	}
+	else if (m->nparts == 0)
+		llmgw_json_put_text(buf, "content", "");
+	else if (m->nparts == 1 && m->parts[0].type == LLMGW_PART_TEXT)
+		llmgw_json_put_text(buf, "content", m->parts[0].text);
+	else
+	{
+		llmgw_json_key(buf, "content");
+		appendStringInfoChar(buf, '[');
+		for (int i = 0; i < m->nparts; i++)
+			put_part(buf, &m->parts[i]);
+		appendStringInfoChar(buf, ']');
+	}
 }
 
 static void
-put_message(StringInfo buf, const char *role, const char *content)
+put_tool_use(StringInfo buf, const LlmToolUse *use)
 {
-	if (buf->data[buf->len - 1] != '[')
-		appendStringInfoChar(buf, ',');
+	llmgw_request_begin_element(buf);
+	llmgw_json_put_text(buf, "id", use->id);
+	llmgw_json_put_text(buf, "type", "function");
+	llmgw_json_key(buf, "function");
 	appendStringInfoChar(buf, '{');
-	llmgw_json_put_text(buf, "role", role);
-	llmgw_json_put_text(buf, "content", content);
+	llmgw_json_put_text(buf, "name", use->name);
+	llmgw_json_put_text(buf, "arguments", use->arguments);
+	appendStringInfoString(buf, "}}");
+}
+
+static void
+put_message(StringInfo buf, const LlmMessage *m)
+{
+	static const char *const roles[] = {
+		[LLMGW_ROLE_SYSTEM] = "system",
+		[LLMGW_ROLE_USER] = "user",
+		[LLMGW_ROLE_ASSISTANT] = "assistant",
+		[LLMGW_ROLE_TOOL] = "tool"
+	};
+
+	llmgw_request_begin_element(buf);
+	llmgw_json_put_text(buf, "role", roles[m->role]);
+	if (m->name != NULL && m->role != LLMGW_ROLE_TOOL)
+		llmgw_json_put_text(buf, "name", m->name);
+	if (m->role == LLMGW_ROLE_TOOL)
+		llmgw_json_put_text(buf, "tool_call_id", m->tool_call_id);
+	put_content(buf, m);
+	if (m->ntool_uses > 0)
+	{
+		llmgw_json_key(buf, "tool_calls");
+		appendStringInfoChar(buf, '[');
+		for (int i = 0; i < m->ntool_uses; i++)
+			put_tool_use(buf, &m->tool_uses[i]);
+		appendStringInfoChar(buf, ']');
+	}
 	appendStringInfoChar(buf, '}');
 }
 
 static void
-put_temperature(StringInfo buf, float4 temperature)
+put_messages(StringInfo buf, const LlmWireCall *call)
 {
-	char		digits[FLOAT_SHORTEST_DECIMAL_LEN];
+	llmgw_json_key(buf, "messages");
+	appendStringInfoChar(buf, '[');
+	if (call->system_prompt != NULL)
+	{
+		LlmPart		part = {LLMGW_PART_TEXT, call->system_prompt};
+		LlmMessage	m = {.role = LLMGW_ROLE_SYSTEM,.nparts = 1,.parts = &part};
 
-	float_to_shortest_decimal_buf(temperature, digits);
-	llmgw_json_key(buf, "temperature");
-	appendStringInfoString(buf, digits);
+		put_message(buf, &m);
+	}
+	for (int i = 0; i < call->messages->n; i++)
+		put_message(buf, &call->messages->messages[i]);
+	appendStringInfoChar(buf, ']');
 }
 
 static void
-put_params(const LlmWireCall *call, BodyWriter *w)
+put_tools(StringInfo buf, const LlmTools *tools)
+{
+	llmgw_json_key(buf, "tools");
+	appendStringInfoChar(buf, '[');
+	for (int i = 0; i < tools->n; i++)
+	{
+		const LlmTool *tool = &tools->tools[i];
+
+		llmgw_request_begin_element(buf);
+		llmgw_json_put_text(buf, "type", "function");
+		llmgw_json_key(buf, "function");
+		appendStringInfoChar(buf, '{');
+		llmgw_json_put_text(buf, "name", tool->name);
+		if (tool->description != NULL)
+			llmgw_json_put_text(buf, "description", tool->description);
+		if (tool->parameters != NULL)
+			llmgw_request_put_document(buf, "parameters", tool->parameters);
+		if (tool->strict)
+			llmgw_json_put_bool(buf, "strict", true);
+		appendStringInfoString(buf, "}}");
+	}
+	appendStringInfoChar(buf, ']');
+}
+
+static void
+put_tool_choice(StringInfo buf, const LlmToolChoice *choice)
+{
+	switch (choice->mode)
+	{
+		case LLMGW_CHOICE_UNSET:
+			break;
+		case LLMGW_CHOICE_AUTO:
+			llmgw_json_put_text(buf, "tool_choice", "auto");
+			break;
+		case LLMGW_CHOICE_NONE:
+			llmgw_json_put_text(buf, "tool_choice", "none");
+			break;
+		case LLMGW_CHOICE_REQUIRED:
+			llmgw_json_put_text(buf, "tool_choice", "required");
+			break;
+		case LLMGW_CHOICE_NAMED:
+			llmgw_json_key(buf, "tool_choice");
+			appendStringInfoString(buf, "{\"type\":\"function\",\"function\":{");
+			llmgw_json_put_text(buf, "name", choice->name);
+			appendStringInfoString(buf, "}}");
+			break;
+	}
+}
+
+static void
+put_schema(StringInfo buf, Jsonb *schema)
+{
+	llmgw_json_key(buf, "response_format");
+	appendStringInfoString(buf, "{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"answer\"");
+	llmgw_json_put_bool(buf, "strict", llmgw_openai_schema_is_strict(schema));
+	llmgw_request_put_document(buf, "schema", schema);
+	appendStringInfoString(buf, "}}");
+}
+
+static void
+put_params(StringInfo buf, const LlmWireCall *call)
 {
 	JsonbIterator *it = NULL;
 	JsonbValue	value;
@@ -185,55 +252,19 @@ put_params(const LlmWireCall *call, BodyWriter *w)
 	while (llmgw_json_next_member(&call->params->root, &it, &key, &value))
 	{
 		if (strcmp(key, "extra") != 0 && value.type != jbvNull &&
-			is_ours(w, key))
-			llmgw_json_put_jsonb(&w->buf, key, &value);
+			llmgw_request_is_ours(call, key))
+			llmgw_json_put_jsonb(buf, key, &value);
 	}
 }
 
-static void
-put_extra(BodyWriter *w)
+void
+llmgw_openai_put_chat(const LlmWireCall *call, LlmHttpRequest *request)
 {
-	for (int i = 0; i < lengthof(w->extra); i++)
-	{
-		JsonbIterator *it = NULL;
-		JsonbValue	value;
-		JsonbValue	v;
-		char	   *key;
+	StringInfo	buf = makeStringInfo();
 
-		while (w->extra[i] &&
-			   llmgw_json_next_member(w->extra[i], &it, &key, &value))
-		{
-			/* the caller's wins over the provider's */
-			if (i == 0 || w->extra[0] == NULL ||
-				!getKeyJsonValueFromContainer(w->extra[0], key, strlen(key), &v))
-				llmgw_json_put_jsonb(&w->buf, key, &value);
-		}
-	}
-}
-
-static void
-build_request(const LlmWireCall *call, LlmHttpRequest *request)
-{
-	BodyWriter	w;
-	StringInfo	buf = &w.buf;
-
-	request->url = make_url(call, "/chat/completions");
-	add_header(request, "Content-Type", "application/json");
-	add_header(request, "Accept", call->stream ? "text/event-stream" :
-			   "application/json");
-	add_headers(call, request);
-
-	w.extra[0] = member_object(call->params, "extra");
-	w.extra[1] = member_object(call->options, "extra");
-	initStringInfo(buf);
 	appendStringInfoChar(buf, '{');
 	llmgw_json_put_text(buf, "model", call->model);
-	llmgw_json_key(buf, "messages");
-	appendStringInfoChar(buf, '[');
-	if (call->system_prompt != NULL)
-		put_message(buf, "system", call->system_prompt);
-	put_message(buf, "user", call->prompt);
-	appendStringInfoChar(buf, ']');
+	put_messages(buf, call);
 
 	/* some servers stream unless told not to */
 	llmgw_json_put_bool(buf, "stream", call->stream);
@@ -248,60 +279,109 @@ build_request(const LlmWireCall *call, LlmHttpRequest *request)
 		llmgw_json_put_int(buf, llmgw_openai_token_param(call) == LLMGW_TOKENS_MAX_TOKENS ?
 						   "max_tokens" : "max_completion_tokens",
 						   call->max_tokens);
-	if (call->has_temperature && isfinite(call->temperature) &&
-		is_ours(&w, "temperature"))
-		put_temperature(buf, call->temperature);
-	put_params(call, &w);
-	put_extra(&w);
-	appendStringInfoChar(buf, '}');
+	llmgw_request_put_temperature(buf, call);
+	put_params(buf, call);
+	if (call->tools != NULL && llmgw_request_is_ours(call, "tools"))
+		put_tools(buf, call->tools);
+	if (call->tools != NULL && llmgw_request_is_ours(call, "tool_choice"))
+		put_tool_choice(buf, &call->tool_choice);
+	if (call->schema != NULL && llmgw_request_is_ours(call, "response_format"))
+		put_schema(buf, call->schema);
+	llmgw_request_end_body(request, buf, call);
+}
 
-	request->body = llmgw_json_to_utf8(buf, &request->body_len);
+void
+llmgw_openai_put_embedding(const LlmWireCall *call, LlmHttpRequest *request)
+{
+	StringInfo	buf = makeStringInfo();
+	char	   *user = call->params == NULL ? NULL :
+	llmgw_json_get_text(&call->params->root, "user", NULL);
+
+	appendStringInfoChar(buf, '{');
+	llmgw_json_put_text(buf, "model", call->model);
+	llmgw_json_key(buf, "input");
+	appendStringInfoChar(buf, '[');
+	for (int i = 0; i < call->ninputs; i++)
+	{
+		if (i > 0)
+			appendStringInfoChar(buf, ',');
+		llmgw_json_append_text(buf, call->inputs[i], "the input");
+	}
+	appendStringInfoChar(buf, ']');
+	if (call->dimensions > 0 && llmgw_request_is_ours(call, "dimensions"))
+		llmgw_json_put_int(buf, "dimensions", call->dimensions);
+	if (user != NULL && llmgw_request_is_ours(call, "user"))
+		llmgw_json_put_text(buf, "user", user);
+	llmgw_request_end_body(request, buf, call);
+}
+
+static void
+build_request(const LlmWireCall *call, LlmHttpRequest *request)
+{
+	request->url = llmgw_request_url(call, DEFAULT_BASE_URL, "/chat/completions");
+	llmgw_request_header(request, "Content-Type", "application/json");
+	llmgw_request_header(request, "Accept", call->stream ? "text/event-stream" :
+						 "application/json");
+	add_headers(call, request);
+	llmgw_openai_put_chat(call, request);
+}
+
+static void
+build_embedding(const LlmWireCall *call, LlmHttpRequest *request)
+{
+	request->url = llmgw_request_url(call, DEFAULT_BASE_URL, "/embeddings");
+	llmgw_request_header(request, "Content-Type", "application/json");
+	llmgw_request_header(request, "Accept", "application/json");
+	add_headers(call, request);
+	llmgw_openai_put_embedding(call, request);
 }
 
 static void
 probe_request(const LlmWireCall *call, LlmHttpRequest *request)
 {
-	request->url = make_url(call, "/models");
-	add_header(request, "Accept", "application/json");
+	request->url = llmgw_request_url(call, DEFAULT_BASE_URL, "/models");
+	llmgw_request_header(request, "Accept", "application/json");
 	add_headers(call, request);
+}
+
+char *
+llmgw_openai_check_token_param(Jsonb *options)
+{
+	char	   *value = llmgw_json_get_text(&options->root, "token_parameter", NULL);
+
+	if (value == NULL || strcmp(value, "max_tokens") == 0 ||
+		strcmp(value, "max_completion_tokens") == 0)
+		return NULL;
+	return pstrdup("options key \"token_parameter\" must be \"max_tokens\" or \"max_completion_tokens\"");
 }
 
 static char *
 check_options(Jsonb *options)
 {
-	static const char *const header_options[] = {"organization", "project"};
+	static const char *const header_options[] = {"organization", "project", NULL};
 	char	   *problem = llmgw_options_check(options, known_options,
 											  lengthof(known_options));
-	char	   *value;
 
 	if (problem != NULL || options == NULL)
 		return problem;
-	value = llmgw_json_get_text(&options->root, "token_parameter", NULL);
-	if (value != NULL && strcmp(value, "max_tokens") != 0 &&
-		strcmp(value, "max_completion_tokens") != 0)
-		return pstrdup("options key \"token_parameter\" must be \"max_tokens\" or \"max_completion_tokens\"");
-	for (int i = 0; i < lengthof(header_options); i++)
-	{
-		value = llmgw_json_get_text(&options->root, header_options[i], NULL);
-		for (; value && *value; value++)
-		{
-			if ((unsigned char) *value < ' ' || (unsigned char) *value >= 0x7F)
-				return psprintf("options key \"%s\" must be printable ASCII",
-								header_options[i]);
-		}
-	}
-	return NULL;
+	problem = llmgw_openai_check_token_param(options);
+	return problem ? problem : llmgw_request_check_headers(options, header_options);
 }
 
 const LlmDialect llmgw_dialect_openai = {
 	.kind = "openai",
 	.default_base_url = DEFAULT_BASE_URL,
 	.framing = LLMGW_FRAMING_SSE,
+	.fetches_images = true,
+	.takes_schema = true,
+	.max_inputs = LLMGW_OPENAI_MAX_INPUTS,
 	.build_request = build_request,
 	.parse_response = llmgw_openai_parse_response,
 	.parse_event = llmgw_openai_parse_event,
 	.read_error = llmgw_openai_read_error,
 	.read_limits = llmgw_read_limits,
+	.build_embedding = build_embedding,
+	.parse_embedding = llmgw_openai_parse_embedding,
 	.probe_request = probe_request,
 	.check_options = check_options
 };

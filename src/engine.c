@@ -17,19 +17,19 @@
 #include "engine.h"
 
 static void
-start_some(LlmRun *run, bool *exhausted)
+start_some(LlmRun *run)
 {
 	/* never more than there are descriptors for */
 	int			most = Min(run->max_in_flight, llmgw_loop_max_connections());
 
-	while (!*exhausted && run->in_flight < most)
+	while (!run->exhausted && run->in_flight < most)
 	{
 		LlmCall    *call;
 
 		CHECK_FOR_INTERRUPTS();
 		call = run->next(run);
 		if (call == NULL)
-			*exhausted = true;
+			run->exhausted = true;
 		else if (call->state == LLMGW_CALL_DONE ||
 				 llmgw_call_start(call, &run->ready))
 			run->done(run, call);
@@ -38,47 +38,50 @@ start_some(LlmRun *run, bool *exhausted)
 	}
 }
 
-static void
-drive(LlmRun *run)
+static bool
+turn(LlmRun *run)
 {
-	bool		exhausted = false;
+	start_some(run);
+	if (run->in_flight == 0)
+		return false;
+	if (dlist_is_empty(&run->ready))
+		llmgw_loop_turn(LLMGW_NEVER);
 
-	for (;;)
+	while (!dlist_is_empty(&run->ready))
 	{
-		start_some(run, &exhausted);
-		if (run->in_flight == 0)
-			return;
-		if (dlist_is_empty(&run->ready))
-			llmgw_loop_turn(LLMGW_NEVER);
+		LlmReady   *ready = dlist_head_element(LlmReady, node, &run->ready);
+		LlmCall    *call = ready->owner;
 
-		while (!dlist_is_empty(&run->ready))
+		llmgw_ready_clear(ready);
+		if (llmgw_call_advance(call))
 		{
-			LlmReady   *ready = dlist_head_element(LlmReady, node, &run->ready);
-			LlmCall    *call = ready->owner;
+			run->in_flight--;
 
-			llmgw_ready_clear(ready);
-			if (llmgw_call_advance(call))
-			{
-				run->in_flight--;
-
-				/*
-				 * As the run dies out, let its connections go, too: hundreds
-				 * of idle ones would leave other features of the server
-				 * without descriptors.
-				 */
-				if (exhausted)
-					llmgw_loop_expect_connections(run->in_flight);
-				run->done(run, call);
-			}
+			/*
+			 * As the run dies out, let its connections go, too: hundreds of
+			 * idle ones would leave other features of the server without
+			 * descriptors.
+			 */
+			if (run->exhausted)
+				llmgw_loop_expect_connections(run->in_flight);
+			run->done(run, call);
 		}
 	}
+	return true;
 }
 
 void
-llmgw_engine_run(LlmRun *run)
+llmgw_engine_begin(LlmRun *run)
 {
 	dlist_init(&run->ready);
 	run->in_flight = 0;
+	run->exhausted = false;
+}
+
+bool
+llmgw_engine_turn(LlmRun *run)
+{
+	volatile bool more = false;
 
 	/*
 	 * The transfers point to run->ready, which is our caller's: they must be
@@ -86,7 +89,7 @@ llmgw_engine_run(LlmRun *run)
 	 */
 	PG_TRY();
 	{
-		drive(run);
+		more = turn(run);
 	}
 	PG_CATCH();
 	{
@@ -95,4 +98,13 @@ llmgw_engine_run(LlmRun *run)
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
+	return more;
+}
+
+void
+llmgw_engine_run(LlmRun *run)
+{
+	llmgw_engine_begin(run);
+	while (llmgw_engine_turn(run))
+		;
 }

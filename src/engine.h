@@ -25,7 +25,16 @@ struct LlmRun
 	/* private to engine.c */
 	dlist_head	ready;
 	int			in_flight;
+	bool		exhausted;
 };
+
+/*
+ * A run whose owner looks at its calls between turns of the loop: begin, then
+ * turns until one returns false, which then has no call under way and none left.
+ * What was begun ends with run->context, whenever that goes.
+ */
+extern void llmgw_engine_begin(LlmRun *run);
+extern bool llmgw_engine_turn(LlmRun *run);
 
 /*
  * Returns when next() has no more and every call is done.  When it raises (an

@@ -33,6 +33,22 @@ done_single(LlmRun *run, LlmCall *call)
 {
 }
 
+void
+llmgw_run_single(LlmCall *call, MemoryContext context)
+{
+	LlmRun		run = {0};
+
+	if (call->spec->cache == LLMGW_CACHE_ONLY)
+		llmgw_call_fail(call, LLMGW_NO_CANDIDATE, "no answer is cached for this prompt");
+	run.context = context;
+	run.max_in_flight = 1;
+	run.next = next_single;
+	run.done = done_single;
+	run.arg = call;
+	llmgw_engine_run(&run);
+	llmgw_ledger_wait(call->spec->config, call->entry.end);
+}
+
 /*
  * Makes the call that the arguments describe and returns when it is done.  All
  * of it lives in the given context.
@@ -44,26 +60,16 @@ complete(FunctionCallInfo fcinfo, MemoryContext context)
 	MemoryContext old = MemoryContextSwitchTo(context);
 	char	   *prompt = text_to_cstring(PG_GETARG_TEXT_PP(LLMGW_ARG_PROMPT));
 	LlmCall    *call;
-	LlmRun		run = {0};
 
 	llmgw_args_check_prompt(prompt);
 	call = llmgw_call_create(context, spec, prompt);
-	if (spec->cache == LLMGW_CACHE_ONLY)
-		llmgw_call_fail(call, LLMGW_NO_CANDIDATE, "no answer is cached for this prompt");
-	run.context = context;
-	run.max_in_flight = 1;
-	run.next = next_single;
-	run.done = done_single;
-	run.arg = call;
-	llmgw_engine_run(&run);
-	llmgw_ledger_wait(spec->config, call->entry.end);
+	llmgw_run_single(call, context);
 	MemoryContextSwitchTo(old);
 	return call;
 }
 
-/* An answer that ends because of a token limit: say so, and whose it was. */
-static void
-warn_if_cut(const LlmCall *call)
+void
+llmgw_warn_if_cut(const LlmCall *call)
 {
 	if (call->finish_reason == NULL || strcmp(call->finish_reason, "length") != 0)
 		return;
@@ -81,9 +87,8 @@ warn_if_cut(const LlmCall *call)
 				 errhint("Ask for a shorter answer, or use a model with a larger limit.")));
 }
 
-/* Whether on_error = 'null' may turn this into NULL. */
-static bool
-may_be_null(int sqlstate)
+bool
+llmgw_may_be_null(int sqlstate)
 {
 	return llmgw_on_error == LLMGW_ON_ERROR_NULL &&
 		ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_TO_CATEGORY(ERRCODE_LLM_ALL_FAILED) &&
@@ -106,14 +111,14 @@ llmgw_sql_complete(PG_FUNCTION_ARGS)
 	call = complete(fcinfo, context);
 	if (call->error == LLMGW_OK)
 	{
-		warn_if_cut(call);
+		llmgw_warn_if_cut(call);
 		result = cstring_to_text(call->response);
 	}
 	else
 	{
 		char	   *detail = llmgw_call_detail(call);
 
-		ereport(may_be_null(call->sqlstate) ? WARNING : ERROR,
+		ereport(llmgw_may_be_null(call->sqlstate) ? WARNING : ERROR,
 				(errcode(call->sqlstate),
 				 errmsg("%s", call->message),
 				 detail ? errdetail("%s", detail) : 0,
@@ -147,14 +152,31 @@ put_money(Datum *values, bool *nulls, int i, LlmNano nano)
 	values[i] = nulls[i] ? (Datum) 0 : llmgw_nano_to_numeric(nano);
 }
 
+/*
+ * The error in one line.  That no model can answer says nothing without the
+ * reasons, which are a DETAIL where it is raised.
+ */
+static char *
+error_line(const LlmCall *call)
+{
+	char	   *reasons = call->error == LLMGW_NO_CANDIDATE ? llmgw_call_detail(call) : NULL;
+
+	if (reasons == NULL)
+		return unconstify(char *, call->message);
+	for (char *c = reasons; *c; c++)
+		*c = *c == '\n' ? ';' : *c;
+	return psprintf("%s: %s", call->message, reasons);
+}
+
 void
 llmgw_detail_row(const LlmCall *call, Datum *values, bool *nulls)
 {
 	const LlmModel *model = call->model;
 	bool		ok = call->error == LLMGW_OK;
+	bool		said = ok && (call->response[0] != '\0' || call->tool_calls == NULL);
 	int			i = 0;
 
-	put_text(values, nulls, i++, ok ? call->response : NULL);
+	put_text(values, nulls, i++, said ? call->response : NULL);
 	put_text(values, nulls, i++, model ? model->provider->name : NULL);
 	put_text(values, nulls, i++, model ? model->name : NULL);
 	put_text(values, nulls, i++, model ? model->tier->name : NULL);
@@ -180,7 +202,7 @@ llmgw_detail_row(const LlmCall *call, Datum *values, bool *nulls)
 	values[i] = nulls[i] ? (Datum) 0 : JsonbPGetDatum(call->tool_calls);
 	i++;
 	put_text(values, nulls, i++, ok ? NULL : llmgw_error_class_name(call->error));
-	put_text(values, nulls, i++, ok ? NULL : call->message);
+	put_text(values, nulls, i++, ok ? NULL : error_line(call));
 	nulls[i] = false;
 	values[i++] = Int64GetDatum(call->request_id);
 	Assert(i == LLMGW_NDETAIL);
@@ -205,7 +227,7 @@ llmgw_sql_complete_detail(PG_FUNCTION_ARGS)
 	old = MemoryContextSwitchTo(context);
 	call = complete(fcinfo, context);
 	if (call->error == LLMGW_OK)
-		warn_if_cut(call);
+		llmgw_warn_if_cut(call);
 	llmgw_detail_row(call, values, nulls);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	MemoryContextSwitchTo(old);

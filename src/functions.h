@@ -71,6 +71,18 @@ extern Jsonb *llmgw_args_default_tags(void);
 
 /* functions.c */
 
+/*
+ * Drives one call to its end, without other calls beside it, and returns when
+ * its record is booked.  The context is the one that the call was created in.
+ */
+extern void llmgw_run_single(LlmCall *call, MemoryContext context);
+
+/* An answer that ends because of a token limit: says so, and whose it was. */
+extern void llmgw_warn_if_cut(const LlmCall *call);
+
+/* Whether on_error = 'null' turns an error of that SQLSTATE into NULL. */
+extern bool llmgw_may_be_null(int sqlstate);
+
 /* Fills DETAIL from a call that is done; palloc'd in the current context. */
 extern void llmgw_detail_row(const LlmCall *call, Datum *values, bool *nulls);
 

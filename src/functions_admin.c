@@ -14,10 +14,6 @@
  *	  those, the ones that a preset at the same host knows get its prices;
  *	- models named: those and no others, in either case.
  *
- * Rules are added for a preset only, and only where there is none at all:
- * a rule that the user did not write must not change where existing ones send
- * a call.
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -33,27 +29,13 @@
 
 #include "config.h"
 #include "config_check.h"
+#include "functions_admin.h"
 #include "presets.h"
 
 PG_FUNCTION_INFO_V1(llmgw_sql_add_provider);
 
-/* One call of the function. */
-typedef struct Adding
-{
-	ReturnSetInfo *result;
-	const char *schema;			/* quoted */
-	const LlmPreset *preset;	/* NULL: none, or one for its prices only */
-	const LlmPreset *known;		/* whose models are known; may be NULL */
-	const char *name;
-	const char *kind;
-	const char *api_key;
-	const char *base_url;
-	bool		own_api_key;	/* the caller's, not the preset's */
-	bool		own_base_url;
-} Adding;
-
-static void
-report(Adding *adding, const char *object, const char *name, const char *detail)
+void
+llmgw_adding_report(LlmAdding *adding, const char *object, const char *name, const char *detail)
 {
 	Datum		values[3];
 	bool		nulls[3] = {false, false, false};
@@ -65,12 +47,8 @@ report(Adding *adding, const char *object, const char *name, const char *detail)
 						 values, nulls);
 }
 
-/*
- * Runs a statement, in which %s stands for the schema, with texts as its
- * parameters; returns the number of rows.
- */
-static uint64
-execute(Adding *adding, const char *statement, int nargs, const char *const *args)
+uint64
+llmgw_adding_execute(LlmAdding *adding, const char *statement, int nargs, const char *const *args)
 {
 	Oid			types[16];
 	Datum		values[16];
@@ -107,23 +85,20 @@ execute(Adding *adding, const char *statement, int nargs, const char *const *arg
 /*
  * A provider of that name is there: it stays.  It must be the same kind of
  * thing, or the models would be added to something else; other differences are
- * said.
+ * said.  False when there is none.
  */
-static void
-keep_provider(Adding *adding)
+static bool
+keep_provider(LlmAdding *adding)
 {
 	const char *args[] = {adding->name};
 	char	   *kind;
 	char	   *api_key;
 	char	   *base_url;
 
-	if (execute(adding,
-				"SELECT kind, api_key, base_url FROM %s.llm_providers"
-				" WHERE name OPERATOR(pg_catalog.=) $1", 1, args) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("provider \"%s\" was added by another transaction", adding->name),
-				 errhint("Try again.")));
+	if (llmgw_adding_execute(adding,
+							 "SELECT kind, api_key, base_url FROM %s.llm_providers"
+							 " WHERE name OPERATOR(pg_catalog.=) $1", 1, args) == 0)
+		return false;
 	kind = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	api_key = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
 	base_url = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3);
@@ -151,29 +126,61 @@ keep_provider(Adding *adding)
 				 errhint("To change it: UPDATE llm_providers SET base_url = %s WHERE name = %s;",
 						 quote_literal_cstr(adding->base_url),
 						 quote_literal_cstr(adding->name))));
+	llmgw_adding_report(adding, "provider", adding->name, "already there");
+	return true;
+}
+
+/* A kind that has no endpoint for everybody, and no URL. */
+static void
+refuse_without_url(LlmAdding *adding)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("provider \"%s\" needs a base_url", adding->name),
+			 errdetail("Kind \"%s\" has no public endpoint: each resource has a host of its own, and each deployment a name.",
+					   adding->kind),
+			 errhint("SELECT * FROM llm_add_provider(%s,%s base_url => 'https://NAME.openai.azure.com', models => ARRAY['DEPLOYMENT']);",
+					 quote_literal_cstr(adding->name),
+					 adding->preset ? "" :
+					 psprintf(" kind => %s,", quote_literal_cstr(adding->kind)))));
 }
 
 static void
-add_provider(Adding *adding)
+add_provider(LlmAdding *adding)
 {
-	const char *args[] = {adding->name, adding->kind, adding->base_url, adding->api_key};
+	const char *args[] = {adding->name, adding->kind, adding->base_url, adding->api_key,
+	adding->failure_domain, adding->options};
 
-	if (execute(adding,
-				"INSERT INTO %s.llm_providers (name, kind, base_url, api_key)"
-				" VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING", 4, args) == 0)
-	{
-		keep_provider(adding);
-		report(adding, "provider", adding->name, "already there");
-	}
-	else
-		report(adding, "provider", adding->name,
-			   adding->api_key ? psprintf("added, key from %s", adding->api_key) :
-			   "added, without a key");
+	/*
+	 * One that is there need not be writable by this caller, nor its URL be
+	 * repeated.  But a URL that was given is for the trigger to judge first:
+	 * it may hold a password, and notices show it.  So may a kind that is
+	 * none, and an error shows that.
+	 */
+	if (llmgw_dialect_find(adding->kind) != NULL && !adding->own_base_url &&
+		keep_provider(adding))
+		return;
+	if (strcmp(adding->kind, llmgw_dialect_azure.kind) == 0 && adding->base_url == NULL)
+		refuse_without_url(adding);
+
+	if (llmgw_adding_execute(adding,
+							 "INSERT INTO %s.llm_providers (name, kind, base_url, api_key,"
+							 " failure_domain, options)"
+							 " VALUES ($1, $2, $3, $4, $5, CAST($6 AS pg_catalog.jsonb))"
+							 " ON CONFLICT DO NOTHING", lengthof(args), args) > 0)
+		llmgw_adding_report(adding, "provider", adding->name,
+							adding->api_key ? psprintf("added, key from %s", adding->api_key) :
+							"added, without a key");
+	else if (!keep_provider(adding))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("provider \"%s\" was added by another transaction", adding->name),
+				 errhint("Try again.")));
 }
 
 /* A warning, now rather than at the first call, when the key cannot be read. */
 static void
-check_key(Adding *adding)
+check_key(LlmAdding *adding)
 {
 	const LlmProvider *provider = llmgw_config_provider(llmgw_config_get(), adding->name);
 	char	   *reason = NULL;
@@ -228,103 +235,93 @@ existing_tier(const char *tier)
 	return pstrdup(config->tiers[config->ntiers - 1].name);
 }
 
-static void
-add_model(Adding *adding, const char *name)
+const LlmPresetModel *
+llmgw_adding_model(const LlmAdding *adding, const char *name)
 {
 	static const LlmPresetModel unknown = {NULL, "standard", "50"};
+	static const LlmPresetModel self_hosted = {NULL, "economy", "50", "0", "0"};
 	const LlmPresetModel *model = NULL;
-	const char *tier;
-	const char *args[10];
 
 	if (adding->known != NULL)
 		model = llmgw_preset_model(adding->known, name);
-	if (model == NULL)
-		model = &unknown;
-	tier = existing_tier(model->tier);
+	if (model != NULL)
+		return model;
 
-	args[0] = adding->name;
-	args[1] = name;
-	args[2] = tier;
-	args[3] = model->quality;
-	args[4] = model->input_price;
-	args[5] = model->output_price;
-	args[6] = model->cached_input_price;
-	args[7] = model->context_window;
-	args[8] = model->max_output_tokens;
-	args[9] = model->capabilities;
-
-	if (execute(adding,
-				"INSERT INTO %s.llm_models (provider, name, tier, quality, input_price,"
-				" output_price, cached_input_price, context_window, max_output_tokens,"
-				" capabilities)"
-				" VALUES ($1, $2, $3, CAST($4 AS pg_catalog.float4),"
-				" CAST($5 AS pg_catalog.numeric), CAST($6 AS pg_catalog.numeric),"
-				" CAST($7 AS pg_catalog.numeric), CAST($8 AS pg_catalog.int4),"
-				" CAST($9 AS pg_catalog.int4), CAST($10 AS pg_catalog.text[]))"
-				" ON CONFLICT DO NOTHING", lengthof(args), args) == 0)
-		report(adding, "model", psprintf("%s/%s", adding->name, name), "already there");
-	else if (model->input_price != NULL)
-		report(adding, "model", psprintf("%s/%s", adding->name, name),
-			   psprintf("%s tier, $%s in / $%s out per 1 M tokens", tier,
-						model->input_price, model->output_price));
-	else
-		report(adding, "model", psprintf("%s/%s", adding->name, name),
-			   psprintf("%s tier, price unknown", tier));
+	/* what is free is for every budget, so it is of the last tier */
+	return adding->known != NULL && adding->known->self_hosted ? &self_hosted : &unknown;
 }
 
-/*
- * The preset's rules, for those of its models that are there; or, where rules
- * are there already, a word on how to add one.
- */
 static void
-add_rules(Adding *adding)
+add_model(LlmAdding *adding, const char *name)
+{
+	const LlmPresetModel *model = llmgw_adding_model(adding, name);
+	const char *tier = existing_tier(model->tier);
+	const char *detail;
+	const char *args[] = {
+		adding->name,
+		name,
+		tier,
+		model->quality,
+		model->input_price,
+		model->output_price,
+		model->cached_input_price,
+		model->cache_write_price,
+		model->price_tiers,
+		model->context_window,
+		model->max_output_tokens,
+		model->capabilities,
+	};
+
+	if (llmgw_adding_execute(adding,
+							 "INSERT INTO %s.llm_models (provider, name, tier, quality, input_price,"
+							 " output_price, cached_input_price, cache_write_price, price_tiers,"
+							 " context_window, max_output_tokens, capabilities)"
+							 " VALUES ($1, $2, $3, CAST($4 AS pg_catalog.float4),"
+							 " CAST($5 AS pg_catalog.numeric), CAST($6 AS pg_catalog.numeric),"
+							 " CAST($7 AS pg_catalog.numeric), CAST($8 AS pg_catalog.numeric),"
+							 " CAST($9 AS pg_catalog.jsonb), CAST($10 AS pg_catalog.int4),"
+							 " CAST($11 AS pg_catalog.int4), CAST($12 AS pg_catalog.text[]))"
+							 " ON CONFLICT DO NOTHING", lengthof(args), args) == 0)
+		detail = "already there";
+	else if (model->input_price == NULL)
+		detail = psprintf("%s tier, price unknown", tier);
+	else if (strcmp(model->input_price, "0") == 0 && strcmp(model->output_price, "0") == 0)
+		detail = psprintf("%s tier, free", tier);
+	else
+		detail = psprintf("%s tier, $%s in / $%s out per 1 M tokens", tier,
+						  model->input_price, model->output_price);
+	llmgw_adding_report(adding, "model", psprintf("%s/%s", adding->name, name), detail);
+}
+
+/* Reads which models the provider has by now. */
+static void
+read_present(LlmAdding *adding)
+{
+	const char *args[] = {adding->name};
+
+	adding->npresent = llmgw_adding_execute(adding,
+											"SELECT name FROM %s.llm_models"
+											" WHERE provider OPERATOR(pg_catalog.=) $1"
+											" ORDER BY name COLLATE pg_catalog.\"C\"", 1, args);
+	adding->present = palloc(sizeof(char *) * Max(adding->npresent, 1));
+	for (int i = 0; i < adding->npresent; i++)
+		adding->present[i] = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
+}
+
+/* Says how to add models to a provider that has none. */
+static void
+notice_without_models(LlmAdding *adding)
 {
 	const LlmPreset *preset = adding->preset;
-	const char *first = NULL;
-	bool		routed;
-	bool		named = false;
 
-	routed = execute(adding, "SELECT 1 FROM %s.llm_routing_rules LIMIT 1", 0, NULL) > 0;
-
-	/* by rank, which is the order that they are tried in */
-	for (int rank = 10; rank <= 100; rank += 10)
-	{
-		for (int i = 0; i < preset->nmodels; i++)
-		{
-			const char *args[] = {adding->name, preset->models[i].name,
-			psprintf("%d", rank)};
-
-			if (preset->models[i].rule_rank != rank)
-				continue;
-			if (execute(adding,
-						"SELECT 1 FROM %s.llm_models WHERE provider OPERATOR(pg_catalog.=) $1"
-						" AND name OPERATOR(pg_catalog.=) $2", 2, args) == 0)
-				continue;
-			if (first == NULL)
-				first = args[1];
-			if (routed)
-			{
-				const char *names[] = {args[1], psprintf("%s/%s", adding->name, args[1])};
-
-				named = named ||
-					execute(adding,
-							"SELECT 1 FROM %s.llm_routing_rules"
-							" WHERE model OPERATOR(pg_catalog.=) ANY (ARRAY[$1, $2])"
-							" LIMIT 1", 2, names) > 0;
-				continue;
-			}
-			execute(adding,
-					"INSERT INTO %s.llm_routing_rules (model, rank)"
-					" VALUES ($1, CAST($2 AS pg_catalog.int4))", 2, args + 1);
-			report(adding, "rule", args[1], psprintf("rank %d, for any task", rank));
-		}
-	}
-	if (routed && first != NULL && !named)
-		ereport(NOTICE,
-				(errmsg("no rule was added for provider \"%s\", because llm_routing_rules has rows",
-						adding->name),
-				 errhint("Calls that name no model do not come to it before: INSERT INTO llm_routing_rules(model, rank) VALUES (%s, 100);",
-						 quote_literal_cstr(first))));
+	ereport(NOTICE,
+			(errmsg("provider \"%s\" has no models", adding->name),
+			 preset != NULL && preset->named_only ?
+			 errhint("Name %s: SELECT * FROM llm_add_provider(%s, models => ARRAY['%s']);",
+					 preset->self_hosted ? "those that the server has" : "your deployments",
+					 quote_literal_cstr(adding->name), preset->example) :
+			 errhint("INSERT INTO llm_models(provider, name) VALUES (%s, '...');",
+					 quote_literal_cstr(adding->name))));
 }
 
 /* The argument models; NULL when it was not given. */
@@ -359,55 +356,73 @@ text_argument(FunctionCallInfo fcinfo, int argument)
 		text_to_cstring(PG_GETARG_TEXT_PP(argument));
 }
 
+/* The preset that a call without a kind is about; raises when there is none. */
+static const LlmPreset *
+named_preset(const char *name)
+{
+	const LlmPreset *preset = llmgw_preset_find(name);
+
+	if (preset == NULL && strlen(name) > 24)
+	{
+		/* longer than a provider's name is: perhaps a key in its place */
+		llmgw_hide_statement("<statement with an API key>", name);
+		error_context_stack = NULL;
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("there is no preset of that name"),
+				 errhint("Presets are %s. For another provider give its name, kind and base_url.",
+						 llmgw_preset_names()),
+				 errhidestmt(true)));
+	}
+	if (preset == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("there is no preset for a provider \"%s\"", name),
+				 errhint("Presets are %s. For another provider give its kind and base_url: llm_add_provider(%s, kind => 'openai', base_url => 'https://...', api_key => 'env:...', models => '{...}').",
+						 llmgw_preset_names(), quote_literal_cstr(name))));
+	return preset;
+}
+
 /* What the arguments mean: fills in the rest of adding. */
 static void
-resolve(Adding *adding)
+resolve(LlmAdding *adding)
 {
-	const LlmDialect *dialect;
-	const char *url;
-
 	if (adding->kind == NULL)
 	{
-		adding->preset = adding->known = llmgw_preset_find(adding->name);
-		if (adding->preset == NULL && strlen(adding->name) > 24)
-		{
-			/* longer than a provider's name is: perhaps a key in its place */
-			llmgw_hide_statement("<statement with an API key>", adding->name);
-			error_context_stack = NULL;
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_OBJECT),
-					 errmsg("there is no preset of that name"),
-					 errhint("Presets are %s. For another provider give its name, kind and base_url.",
-							 llmgw_preset_names()),
-					 errhidestmt(true)));
-		}
-		if (adding->preset == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_OBJECT),
-					 errmsg("there is no preset for a provider \"%s\"", adding->name),
-					 errhint("Presets are %s. For another provider give its kind and base_url: llm_add_provider(%s, kind => 'openai', base_url => 'https://...', api_key => 'env:...', models => '{...}').",
-							 llmgw_preset_names(), quote_literal_cstr(adding->name))));
+		adding->preset = adding->known = named_preset(adding->name);
 		adding->kind = adding->preset->kind;
 		if (adding->base_url == NULL)
 			adding->base_url = adding->preset->base_url;
 		if (adding->api_key == NULL)
 			adding->api_key = adding->preset->api_key;
-		return;
+	}
+	else
+	{
+		/* an unknown kind is for the table's trigger to refuse */
+		const LlmDialect *dialect = llmgw_dialect_find(adding->kind);
+		const char *url = adding->base_url;
+
+		if (url == NULL && dialect != NULL)
+			url = dialect->default_base_url;
+		adding->known = llmgw_preset_at(adding->kind, url);
 	}
 
-	/* an unknown kind is for the table's trigger to refuse */
-	dialect = llmgw_dialect_find(adding->kind);
-	url = adding->base_url;
-	if (url == NULL && dialect != NULL)
-		url = dialect->default_base_url;
-	adding->known = llmgw_preset_at(adding->kind, url);
+	/* it is down when the preset's is, and wants the same of a request */
+	if (adding->known != NULL)
+	{
+		adding->options = adding->known->options;
+		adding->failure_domain = adding->known->failure_domain;
+		if (adding->failure_domain != NULL &&
+			strcmp(adding->failure_domain, adding->name) == 0)
+			adding->failure_domain = NULL;	/* as it is by default */
+	}
 }
 
 /* llm_add_provider(name, kind, api_key, base_url, models) */
 Datum
 llmgw_sql_add_provider(PG_FUNCTION_ARGS)
 {
-	Adding		adding = {0};
+	LlmAdding	adding = {0};
 	LlmSecretRef ref;
 	char	  **models;
 	int			nmodels;
@@ -442,16 +457,17 @@ llmgw_sql_add_provider(PG_FUNCTION_ARGS)
 		for (int i = 0; i < nmodels; i++)
 			add_model(&adding, models[i]);
 	else if (adding.preset != NULL)
+	{
 		for (int i = 0; i < adding.preset->nmodels; i++)
-			add_model(&adding, adding.preset->models[i].name);
+			if (llmgw_preset_brings(adding.preset, &adding.preset->models[i]))
+				add_model(&adding, adding.preset->models[i].name);
+	}
 
-	if (models != NULL ? nmodels == 0 : adding.preset == NULL)
-		ereport(NOTICE,
-				(errmsg("provider \"%s\" was added without models", adding.name),
-				 errhint("INSERT INTO llm_models(provider, name) VALUES (%s, '...');",
-						 quote_literal_cstr(adding.name))));
-	if (adding.preset != NULL)
-		add_rules(&adding);
+	read_present(&adding);
+	if (adding.npresent == 0)
+		notice_without_models(&adding);
+	else if (adding.preset != NULL)
+		llmgw_adding_rules(&adding);
 	SPI_finish();
 
 	return (Datum) 0;

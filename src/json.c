@@ -467,17 +467,23 @@ llmgw_json_key(StringInfo buf, const char *key)
 }
 
 void
-llmgw_json_put_text(StringInfo buf, const char *key, const char *value)
+llmgw_json_append_text(StringInfo buf, const char *value, const char *what)
 {
 	size_t		len = strlen(value);
 
-	check_utf8(value, len, strcmp(key, "content") == 0 ? "the prompt" :
-			   psprintf("the value of \"%s\"", key));
-	llmgw_json_key(buf, key);
+	check_utf8(value, len, what);
 
 	/* a prompt of megabytes is not copied once for each doubling */
 	enlargeStringInfo(buf, (int) Min(len + 64, (size_t) INT_MAX));
 	escape_json(buf, value);
+}
+
+void
+llmgw_json_put_text(StringInfo buf, const char *key, const char *value)
+{
+	llmgw_json_key(buf, key);
+	llmgw_json_append_text(buf, value, strcmp(key, "content") == 0 ? "the prompt" :
+						   psprintf("the value of \"%s\"", key));
 }
 
 void

@@ -80,6 +80,9 @@ extern void llmgw_json_key(StringInfo buf, const char *key);
  * database holds a value that is not UTF-8.
  */
 extern void llmgw_json_put_text(StringInfo buf, const char *key, const char *value);
+
+/* the same for an element; what it is, for that error ("the input") */
+extern void llmgw_json_append_text(StringInfo buf, const char *value, const char *what);
 extern void llmgw_json_put_int(StringInfo buf, const char *key, int64 value);
 extern void llmgw_json_put_bool(StringInfo buf, const char *key, bool value);
 extern void llmgw_json_put_jsonb(StringInfo buf, const char *key, JsonbValue *value);

@@ -142,6 +142,13 @@ llmgw_judge(LlmCall *call, const char **message)
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(call->scratch);
 	}
+	if (answer->complete && answer->ntool_calls > 0)
+	{
+		old = MemoryContextSwitchTo(call->scratch);
+		llmgw_answer_end_tools(answer, psprintf("call_" INT64_FORMAT, call->request_id));
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(call->scratch);
+	}
 	if (answer->error != LLMGW_OK)
 	{
 		*message = answer->message ? answer->message : "the answer cannot be read";
@@ -170,6 +177,7 @@ llmgw_judge_cost(const LlmCall *call, LlmErrorClass error, LlmUsage *usage,
 	const LlmTransfer *t = call->transfer;
 	const LlmModel *model = call->route.candidates[call->current].model;
 	LlmNano		cost;
+	int64		seen;
 
 	*usage = call->answer.usage;
 	if (usage->known)
@@ -183,8 +191,11 @@ llmgw_judge_cost(const LlmCall *call, LlmErrorClass error, LlmUsage *usage,
 	if (t->http_status >= 300 || !t->requested)
 		return 0;
 	usage->input = (call->characters + 3) / 4;
-	usage->output = (pg_mbstrlen_with_len(call->answer.text.data,
-										  call->answer.text.len) + 3) / 4;
+	seen = pg_mbstrlen_with_len(call->answer.text.data, call->answer.text.len);
+	for (int i = 0; i < call->answer.ntool_calls; i++)
+		seen += pg_mbstrlen_with_len(call->answer.tool_calls[i].arguments.data,
+									 call->answer.tool_calls[i].arguments.len);
+	usage->output = (seen + 3) / 4;
 	cost = llmgw_cost(model, usage);
 	if (cost != LLMGW_COST_UNKNOWN)
 		*source = LLMGW_SOURCE_ESTIMATE;

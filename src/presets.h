@@ -25,20 +25,36 @@ typedef struct LlmPresetModel
 	const char *input_price;	/* USD per 1 M tokens */
 	const char *output_price;
 	const char *cached_input_price;
+	const char *cache_write_price;
+	const char *price_tiers;	/* of long prompts: a JSON array's text */
 	const char *context_window; /* tokens */
 	const char *max_output_tokens;
 	const char *capabilities;	/* an array's text */
 	int			rule_rank;		/* of its routing rule; 0: no rule */
+	const char *rule_task;		/* that the rule is for; NULL: any */
+	bool		withdrawn;		/* by this provider; known for its price */
 } LlmPresetModel;
 
 typedef struct LlmPreset
 {
 	const char *name;
 	const char *kind;
-	const char *base_url;		/* NULL: no network */
+	const char *base_url;		/* NULL: no network, or the user must say */
 	const char *api_key;		/* a reference; NULL: none is needed */
+	const char *failure_domain; /* NULL: none that others share */
+	const char *options;		/* a JSON object's text; NULL: none */
+	const char *example;		/* a model's name, for hints */
 	int			nmodels;
 	const LlmPresetModel *models;
+
+	/* Every provider of that kind is one of these, wherever it is. */
+	bool		own_kind;
+
+	/* It is the user's own server: what it serves costs nothing. */
+	bool		self_hosted;
+
+	/* It has what the user put there: no model is added that is not named. */
+	bool		named_only;
 } LlmPreset;
 
 /* the preset of that name; NULL when there is none */
@@ -50,12 +66,18 @@ extern const LlmPreset *llmgw_preset_find(const char *name);
  */
 extern const LlmPreset *llmgw_preset_at(const char *kind, const char *base_url);
 
-/* Whether a URL's scheme, host and port are those of some preset. */
+/*
+ * Whether a URL's scheme, host and port are those of some preset that is a
+ * public service.
+ */
 extern bool llmgw_preset_has_host(const LlmUrl *url);
 
 /* the model of that name; NULL when the preset does not know it */
 extern const LlmPresetModel *llmgw_preset_model(const LlmPreset *preset,
 												const char *name);
+
+/* Whether the model comes with the preset when no models are named. */
+extern bool llmgw_preset_brings(const LlmPreset *preset, const LlmPresetModel *model);
 
 /* the names, for messages: "openai, groq, mock" */
 extern const char *llmgw_preset_names(void);

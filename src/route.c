@@ -29,6 +29,40 @@ has_capability(const LlmModel *model, const char *capability)
 	return false;
 }
 
+/*
+ * What the call needs and this model cannot do; NULL: nothing.  Of a model that
+ * does not say what it can do, all is believed.
+ */
+static const char *
+lacks_feature(const LlmModel *model, const LlmRouteQuery *query, const char **hint)
+{
+	const LlmDialect *dialect = model->provider->dialect;
+	const char *lacks = NULL;
+
+	if (model->ncapabilities >= 0)
+	{
+		if (query->needs_tools && !has_capability(model, "tools"))
+			lacks = "tools";
+		else if (query->needs_images && !has_capability(model, "image"))
+			lacks = "image";
+		else if (query->needs_schema && !has_capability(model, "json_schema"))
+			lacks = "json_schema";
+	}
+	if (lacks != NULL)
+	{
+		*hint = psprintf("Use a model with \"%s\" in llm_models.capabilities, or add it there.", lacks);
+		return psprintf("lacks %s", lacks);
+	}
+	if (query->needs_schema && !dialect->takes_schema)
+		return psprintf("kind \"%s\" takes no JSON schema", dialect->kind);
+	if (query->needs_image_urls && !dialect->fetches_images)
+	{
+		*hint = "Give the image's data: data:image/png;base64,...";
+		return psprintf("kind \"%s\" does not fetch images by URL", dialect->kind);
+	}
+	return NULL;
+}
+
 /* Why this model may not answer; NULL when it may. */
 static const char *
 drop_reason(const LlmModel *model, const LlmRouteQuery *query, const char **hint)
@@ -37,6 +71,7 @@ drop_reason(const LlmModel *model, const LlmRouteQuery *query, const char **hint
 	int64		tokens = (query->characters + 3) / 4;
 	char	   *refused;
 	char	   *refused_hint = NULL;
+	const char *lacks;
 
 	if (!provider->enabled)
 	{
@@ -74,6 +109,9 @@ drop_reason(const LlmModel *model, const LlmRouteQuery *query, const char **hint
 	/* a model that says what it can do, and that is only embeddings */
 	if (has_capability(model, "embedding") && !has_capability(model, "chat"))
 		return "it makes embeddings, not completions";
+	lacks = lacks_feature(model, query, hint);
+	if (lacks != NULL)
+		return lacks;
 	if (model->context_window > 0 &&
 		tokens > model->context_window * WINDOW_TOLERANCE)
 		return psprintf("the prompt of about " INT64_FORMAT " tokens is longer than its context window of %d",

@@ -31,8 +31,14 @@ typedef struct LlmRouteQuery
 	const LlmTier *min_tier;	/* NULL: any */
 	Oid			role;
 	Jsonb	   *tags;			/* NULL: none */
-	int64		characters;		/* of system prompt and prompt */
+	int64		characters;		/* of all that is sent */
 	int			max_tokens;		/* 0: not given */
+
+	/* what the model must be able to do */
+	bool		needs_tools;
+	bool		needs_schema;
+	bool		needs_images;
+	bool		needs_image_urls;	/* that its provider fetches */
 } LlmRouteQuery;
 
 typedef struct LlmRoute

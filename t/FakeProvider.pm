@@ -137,6 +137,11 @@ sub script
 The requests after number $since (default: all since the last reset), oldest first, as a reference
 to an array of hashes.
 
+=head2 asked([$since])
+
+Likewise, but of each request only what it asks for, as its dialect is understood, in the same words
+for all dialects: a hash with model, messages, tools and so on (see Ask.asked in F<fake/model.py>).
+
 =head2 stats
 
 The counts since the last reset: requests, in_flight, max_in_flight, outcomes, connections,
@@ -157,6 +162,12 @@ sub journal
 {
 	my ($self, $since) = @_;
 	return $self->_control('GET', 'journal' . ($since ? "?since=$since" : ''));
+}
+
+sub asked
+{
+	my ($self, $since) = @_;
+	return [ map { $_->{asked} } @{ $self->_control('GET', 'journal?asked=1&since=' . ($since // 0)) } ];
 }
 
 sub stats { return $_[0]->_control('GET',  'stats') }

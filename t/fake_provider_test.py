@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import unittest
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -421,6 +422,404 @@ class Behaviours(FakeTestCase):
         self.assertEqual({entry["behaviour"] for entry in self.fake.journal()}, models)
 
 
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer", "maximum": 3}},
+        },
+    },
+}
+STRICT = {
+    "type": "object",
+    "properties": {"answer": {"type": "string"}, "ok": {"enum": ["yes", "no"]}},
+    "required": ["answer", "ok"],
+    "additionalProperties": False,
+}
+
+
+def json_schema(schema: Any, strict: bool = False) -> dict[str, Any]:
+    inner = {"name": "answer", "schema": schema, "strict": strict}
+    return {"type": "json_schema", "json_schema": inner}
+
+
+class Tasks(FakeTestCase):
+    """Models that call tools, write JSON, or make embeddings."""
+
+    def embed(self, model: str, **body: Any) -> Reply:
+        with self.fake.client() as connection:
+            connection.request("POST", "/v1/embeddings", json.dumps({"model": model, **body}))
+            response = connection.getresponse()
+            return Reply(response.status, dict(response.getheaders()), response.read())
+
+    def vectors(self, model: str, *inputs: str, **body: Any) -> list[list[float]]:
+        data = self.embed(model, input=inputs, **body).json["data"]
+        return [item["embedding"] for item in sorted(data, key=lambda item: item["index"])]
+
+    def test_tool_call(self) -> None:
+        reply = self.fake.ask("tools", tools=[WEATHER], prompt="Rome, please")
+        (choice,) = reply.json["choices"]
+        self.assertEqual(choice["finish_reason"], "tool_calls")
+        self.assertIsNone(choice["message"]["content"])
+        (call,) = choice["message"]["tool_calls"]
+        self.assertEqual(call["function"]["name"], "weather")
+        self.assertEqual(
+            json.loads(call["function"]["arguments"]), {"city": "Rome, please", "days": 3}
+        )
+        # An object in the prompt is taken as it is.
+        reply = self.fake.ask("tools", tools=[WEATHER], prompt='call it with {"city": "Oslo"}!')
+        (call,) = reply.json["choices"][0]["message"]["tool_calls"]
+        self.assertEqual(call["function"]["arguments"], '{"city":"Oslo"}')
+
+    def test_tool_result(self) -> None:
+        calls = [
+            {"id": id, "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+            for id in ("a", "b")
+        ]
+        messages = [
+            {"role": "user", "content": "weather?"},
+            {"role": "assistant", "content": None, "tool_calls": calls},
+            {"role": "tool", "tool_call_id": "a", "content": "rain"},
+            {"role": "tool", "tool_call_id": "b", "content": "sun"},
+        ]
+        reply = self.fake.ask("tools-2", tools=[WEATHER], messages=messages)
+        self.assertEqual(reply.json["choices"][0]["message"]["content"], "result: rain; sun")
+        # In the wrong order, or not all of them, they are refused.
+        for wrong in (messages[:3], messages[:1] + messages[2:], [*messages, messages[3]]):
+            self.assertEqual(self.fake.ask("tools", messages=wrong).status, 400)
+        (entry, *_) = self.fake.control("GET", "journal?asked=1")
+        asked = entry["asked"]
+        self.assertEqual(asked["tools"][0]["name"], "weather")
+        roles = [message["role"] for message in asked["messages"]]
+        self.assertEqual(roles, ["user", "assistant", "tool", "tool"])
+        self.assertEqual(
+            asked["messages"][1]["tool_calls"][0], {"id": "a", "name": "weather", "arguments": {}}
+        )
+        self.assertEqual(asked["messages"][3], {"role": "tool", "text": "sun", "tool_call_id": "b"})
+
+    def test_images(self) -> None:
+        def content(url: str) -> list[Any]:
+            return [
+                {"type": "text", "text": "what is it?"},
+                {"type": "image_url", "image_url": {"url": url, "detail": "low"}},
+            ]
+
+        for url in ("https://example.com/a.png", "data:image/png;base64,iVBORw0="):
+            self.assertEqual(self.fake.ask("m", prompt=content(url)).status, 200)
+        for url in ("ftp://a.b", "data:image/png;base64,iVBOR", "data:text/plain;base64,aaaa"):
+            self.assertEqual(self.fake.ask("m", prompt=content(url)).status, 400)
+
+    def test_json(self) -> None:
+        reply = self.fake.ask("json", response_format=json_schema(STRICT, strict=True))
+        text = reply.json["choices"][0]["message"]["content"]
+        self.assertEqual(json.loads(text), {"answer": "hello", "ok": "yes"})
+        loose = {"type": "object", "properties": {"a": {"type": "string", "minLength": 9}}}
+        self.assertEqual(self.fake.ask("json", response_format=json_schema(loose)).status, 200)
+        strict = json_schema(loose, strict=True)
+        self.assertEqual(self.fake.ask("json", response_format=strict).status, 400)
+
+    def test_embeddings(self) -> None:
+        cat, cats, tax = self.vectors("m", "a black cat", "a black cat sleeps", "income tax")
+        self.assertEqual(len(cat), 16)
+        self.assertAlmostEqual(sum(x * x for x in cat), 1, places=5)
+
+        def close(a: list[float], b: list[float]) -> float:
+            return sum(x * y for x, y in zip(a, b))
+
+        self.assertGreater(close(cat, cats), close(cat, tax))
+        self.assertEqual(self.vectors("m", "a black cat"), [cat])
+        self.assertEqual(self.vectors("embed-shuffled", "a black cat", "income tax"), [cat, tax])
+        self.assertEqual(len(self.vectors("m", "x", dimensions=3)[0]), 3)
+        usage = self.embed("m", input="a black cat").json["usage"]
+        self.assertEqual(usage, {"prompt_tokens": 3, "total_tokens": 3})
+        self.assertEqual(self.fake.journal()[-1]["body"]["input"], "a black cat")
+
+    def test_embeddings_that_are_wrong(self) -> None:
+        self.assertEqual(len(self.vectors("embed-short", "x", "y")), 1)
+        self.assertEqual([len(v) for v in self.vectors("embed-ragged", "x", "y")], [16, 15])
+        self.assertIn(b"NaN", self.embed("embed-nan", input=["x"]).body)
+        for wrong in ({}, {"input": []}, {"input": [""]}, {"input": [1]}, {"input": ["x"] * 2049}):
+            self.assertEqual(self.embed("m", **wrong).status, 400)
+        self.assertEqual(self.embed("status-500", input="x").status, 500)
+
+
+class Azure(FakeTestCase):
+    CLASSIC = "/openai/deployments/m/chat/completions"
+
+    def post(self, path: str, **body: Any) -> Reply:
+        with self.fake.client() as connection:
+            connection.request("POST", path, document("m", **body), {"api-key": KEY})
+            response = connection.getresponse()
+            return Reply(response.status, dict(response.getheaders()), response.read())
+
+    def test_two_styles(self) -> None:
+        for path in (self.CLASSIC + "?api-version=2024-10-21", "/azure/openai/v1/chat/completions"):
+            reply = self.post(path)
+            self.assertEqual(reply.json["choices"][0]["message"]["content"], "echo: hello")
+            self.assertIn("prompt_filter_results", reply.json)
+            reply = self.post(path, stream=True)
+            self.assertEqual(reply.events[0]["choices"], [])
+            self.assertEqual(reply.text, "echo: hello")
+        self.assertEqual(self.post(self.CLASSIC).status, 404)
+        self.assertEqual({entry["model"] for entry in self.fake.journal()}, {"m"})
+
+    def test_errors(self) -> None:
+        self.fake.script("m", "content-policy", "require-key-other", "status-429", "status-404")
+        path = self.CLASSIC + "?api-version=2024-10-21"
+        replies = [self.post(path) for _ in range(4)]
+        self.assertEqual([reply.status for reply in replies], [400, 401, 429, 404])
+        error = replies[0].json["error"]
+        self.assertEqual(error["innererror"]["code"], "ResponsibleAIPolicyViolation")
+        self.assertEqual(replies[2].headers["retry-after-ms"], "120")
+        self.assertEqual(replies[3].json["error"]["code"], "DeploymentNotFound")
+
+
+class Gemini(FakeTestCase):
+    HELLO = {"role": "user", "parts": [{"text": "hello"}]}
+
+    def post(self, model: str, method: str = "generateContent", **body: Any) -> Reply:
+        if method != "batchEmbedContents":
+            body.setdefault("contents", [self.HELLO])
+        with self.fake.client() as connection:
+            path = f"/v1beta/models/{urllib.parse.quote(model, safe='')}:{method}"
+            connection.request("POST", path, json.dumps(body), {"x-goog-api-key": KEY})
+            response = connection.getresponse()
+            return Reply(response.status, dict(response.getheaders()), response.read())
+
+    def stream(self, model: str, **body: Any) -> list[Any]:
+        reply = self.post(model, "streamGenerateContent?alt=sse", **body)
+        self.assertEqual(reply.headers["content-type"], "text/event-stream")
+        self.assertTrue(reply.body.endswith(b"\r\n\r\n"))
+        return reply.events
+
+    def calls(self, reply: Any) -> list[dict[str, Any]]:
+        return [p for p in reply["candidates"][0]["content"]["parts"] if "functionCall" in p]
+
+    def error(self, model: str, **body: Any) -> tuple[int, str]:
+        reply = self.post(model, **body)
+        return reply.status, reply.json.get("error", {}).get("status", "")
+
+    def test_plain(self) -> None:
+        system = {"parts": [{"text": "Be brief."}]}
+        reply = self.post("m", systemInstruction=system).json
+        (candidate,) = reply["candidates"]
+        self.assertEqual(candidate["content"]["parts"], [{"text": "echo: hello"}])
+        self.assertEqual(candidate["content"]["role"], "model")
+        self.assertEqual(candidate["finishReason"], "STOP")
+        usage = reply["usageMetadata"]
+        self.assertEqual((usage["promptTokenCount"], usage["candidatesTokenCount"]), (4, 3))
+        reply = self.post("m", generationConfig={"maxOutputTokens": 2}).json
+        self.assertEqual(reply["candidates"][0]["finishReason"], "MAX_TOKENS")
+        self.assertEqual(self.fake.journal()[-1]["model"], "m")
+
+    def test_stream(self) -> None:
+        *chunks, last = self.stream("usage-9-5-4-2")
+        texts = [c["candidates"][0]["content"]["parts"][0] for c in chunks]
+        self.assertEqual("".join(p["text"] for p in texts if not p.get("thought")), "echo: hello")
+        self.assertTrue(texts[0]["thought"])
+        self.assertFalse(any("finishReason" in c["candidates"][0] for c in chunks))
+        self.assertNotIn("candidatesTokenCount", chunks[0]["usageMetadata"])
+        self.assertEqual(last["candidates"][0]["finishReason"], "STOP")
+        usage = {k: v for k, v in last["usageMetadata"].items() if k.endswith("Count")}
+        self.assertEqual(
+            usage,
+            {
+                "promptTokenCount": 9,
+                "candidatesTokenCount": 3,
+                "thoughtsTokenCount": 2,
+                "cachedContentTokenCount": 4,
+                "totalTokenCount": 14,
+            },
+        )
+        # Without alt=sse it would be another format.
+        self.assertEqual(self.post("m", "streamGenerateContent").status, 400)
+
+    def test_tools(self) -> None:
+        parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+        declaration = {"name": "weather", "parametersJsonSchema": parameters}
+        tools = [{"functionDeclarations": [declaration]}]
+        for model, signed in (("tools-2", False), ("gemini-3.5-flash", True)):
+            self.fake.script("gemini-3.5-flash", "tools-2", "tools-2", "tools-2", "tools-2")
+            first, second = calls = self.calls(self.post(model, tools=tools).json)
+            self.assertEqual(first["functionCall"]["args"], {"city": "hello"})
+            self.assertEqual("id" in first["functionCall"], signed)
+            self.assertEqual("thoughtSignature" in first, signed)
+            self.assertNotIn("thoughtSignature", second)
+
+            results = [
+                {"functionResponse": {**p["functionCall"], "response": {"output": text}}}
+                for p, text in zip(calls, ("rain", "sun"), strict=True)
+            ]
+            for result in results:
+                del result["functionResponse"]["args"]
+            turns = [self.HELLO, {"role": "model", "parts": calls}]
+            turns.append({"role": "user", "parts": results})
+            reply = self.post(model, tools=tools, contents=turns).json
+            text = reply["candidates"][0]["content"]["parts"][0]["text"]
+            self.assertEqual(text, "result: rain; sun")
+            turns[2] = {"role": "user", "parts": results[:1]}
+            self.assertEqual(self.post(model, tools=tools, contents=turns).status, 400)
+        del first["thoughtSignature"]
+        turns[2] = {"role": "user", "parts": results}
+        self.assertIn("thought_signature", self.post(model, contents=turns).body.decode())
+        self.assertEqual(len(self.calls(self.stream("tools-2", tools=tools)[0])), 2)
+
+    def test_requests_that_are_refused(self) -> None:
+        image = {"inlineData": {"mimeType": "image/png", "data": "iVBORw0="}}
+        self.assertEqual(self.post("m", contents=[{"role": "user", "parts": [image]}]).status, 200)
+        image["inlineData"]["data"] = "iVBOR"
+        loose = {"type": "object", "additionalProperties": False}
+        mime = {"responseMimeType": "application/json"}
+        json_mode = {**mime, "responseJsonSchema": loose}
+        self.assertEqual(self.post("m", generationConfig=json_mode).status, 200)
+        for wrong in (
+            {"contents": []},
+            {"contents": [{"role": "model", "parts": [{"text": "x"}]}]},
+            {"contents": [self.HELLO, self.HELLO]},
+            {"contents": [{"role": "user", "parts": []}]},
+            {"contents": [{"role": "user", "parts": [{"text": "x"}, {"text": ""}]}]},
+            {"contents": [{"role": "user", "parts": [image]}]},
+            {"messages": []},
+            {"generationConfig": {"max_tokens": 1}},
+            {"generationConfig": {"maxOutputTokens": 0}},
+            {"generationConfig": {"topK": "x"}},
+            {"generationConfig": {"responseJsonSchema": loose}},
+            {"generationConfig": {**mime, "responseSchema": loose}},
+            {"generationConfig": {"stopSequences": list("abcdef")}},
+            {"toolConfig": {"functionCallingConfig": {"mode": "ANY"}}},
+            {"tools": [{"functionDeclarations": [{"name": "f", "parameters": loose}]}]},
+        ):
+            self.assertEqual((wrong, self.error("m", **wrong)), (wrong, (400, "INVALID_ARGUMENT")))
+
+    def test_errors(self) -> None:
+        for model, expected in {
+            "status-401": (400, "INVALID_ARGUMENT"),
+            "status-404": (404, "NOT_FOUND"),
+            "status-429": (429, "RESOURCE_EXHAUSTED"),
+            "status-504": (504, "DEADLINE_EXCEEDED"),
+            "context-length": (400, "INVALID_ARGUMENT"),
+            "error-body-gemini-429-day": (429, "RESOURCE_EXHAUSTED"),
+            "error-in-200": (200, "INTERNAL"),
+        }.items():
+            self.assertEqual((model, self.error(model)), (model, expected))
+        reasons = {"content-policy-200": "SAFETY", "finish-OTHER": "OTHER"}
+        for model, reason in {**reasons, "refusal": "PROHIBITED_CONTENT"}.items():
+            reply = self.post(model).json
+            self.assertEqual(reply["candidates"][0]["finishReason"], reason)
+            self.assertEqual(self.stream(model)[-1]["candidates"][0]["finishReason"], reason)
+        self.assertIn("promptFeedback", self.stream("prompt-blocked")[0])
+        self.assertIn(KEY, self.post("leak-key").body.decode())
+        with self.fake.client() as connection:
+            connection.request("POST", "/v1beta/models/m:generateContent", "{}")
+            self.assertEqual(connection.getresponse().status, 403)
+
+    def test_embeddings(self) -> None:
+        def requests(n: int, **more: Any) -> list[Any]:
+            content = {"parts": [{"text": "a black cat"}]}
+            return [{"model": "models/m", "content": content, **more}] * n
+
+        reply = self.post("m", "batchEmbedContents", requests=requests(2, outputDimensionality=3))
+        self.assertEqual([len(e["values"]) for e in reply.json["embeddings"]], [3, 3])
+        for wrong in ([], requests(101), requests(1, model="models/other"), requests(1, x=1)):
+            self.assertEqual(self.post("m", "batchEmbedContents", requests=wrong).status, 400)
+
+    def test_models(self) -> None:
+        with self.fake.client() as connection:
+            connection.request("GET", "/v1beta/models?pageSize=1", headers={"x-goog-api-key": KEY})
+            self.assertEqual(len(json.loads(connection.getresponse().read())["models"]), 1)
+
+
+class Ollama(FakeTestCase):
+    def post(self, model: str, path: str = "/api/chat", **body: Any) -> Reply:
+        if path == "/api/chat":
+            body.setdefault("messages", [{"role": "user", "content": "hello"}])
+        with self.fake.client() as connection:
+            connection.request("POST", path, json.dumps({"model": model, **body}))
+            response = connection.getresponse()
+            return Reply(response.status, dict(response.getheaders()), response.read())
+
+    def lines(self, model: str, **body: Any) -> list[Any]:
+        reply = self.post(model, **body)
+        self.assertEqual(reply.headers["content-type"], "application/x-ndjson")
+        return [json.loads(line) for line in reply.body.splitlines()]
+
+    def test_plain_and_streamed(self) -> None:
+        reply = self.post("m", stream=False).json
+        self.assertEqual(reply["message"], {"role": "assistant", "content": "echo: hello"})
+        self.assertEqual((reply["done"], reply["done_reason"]), (True, "stop"))
+        self.assertEqual((reply["prompt_eval_count"], reply["eval_count"]), (2, 3))
+        *lines, last = self.lines("m", think=True)  # streamed unless told not to
+        self.assertEqual("".join(line["message"]["content"] for line in lines), "echo: hello")
+        self.assertEqual(lines[0]["message"]["thinking"], "Let ")
+        self.assertEqual([line["done"] for line in lines], [False] * len(lines))
+        self.assertEqual((last["done"], last["message"]["content"]), (True, ""))
+        *_, last = self.lines("m", options={"num_predict": 2})
+        self.assertEqual((last["done_reason"], last["eval_count"]), ("length", 2))
+        *_, last = self.lines("usage-0-5-0-0+no-finish")
+        self.assertFalse(last.keys() & {"prompt_eval_count", "done_reason"})
+
+    def test_tools(self) -> None:
+        reply = self.post("tools", tools=[WEATHER], stream=False).json
+        (call,) = reply["message"]["tool_calls"]
+        self.assertEqual(call["function"]["arguments"], {"city": "hello", "days": 3})
+        self.assertEqual(reply["done_reason"], "stop")
+        lines = self.lines("tools-2+no-tool-ids", tools=[WEATHER])
+        calls = [line["message"]["tool_calls"][0] for line in lines[:-1]]
+        self.assertEqual([set(call) for call in calls], [{"function"}] * 2)
+        messages = [
+            {"role": "user", "content": "hello"},
+            {"role": "assistant", "content": "", "tool_calls": calls},
+            {"role": "tool", "content": "rain", "tool_name": "weather"},
+        ]
+        reply = self.post("tools", messages=messages, stream=False).json
+        self.assertEqual(reply["message"]["content"], "result: rain")
+
+    def test_context(self) -> None:
+        messages = [{"role": "user", "content": "x" * 40}, {"role": "user", "content": "last"}]
+        body = {"messages": messages, "stream": False, "options": {"num_ctx": 5}}
+        reply = self.post("m", **body).json
+        self.assertEqual(reply["message"]["content"], "echo: last")
+        self.assertEqual(reply["prompt_eval_count"], 1)
+        self.assertEqual(self.post("m", truncate=False, **body).status, 400)
+
+    def test_errors(self) -> None:
+        for model, status in {
+            "status-503": 503,
+            "status-404": 404,
+            "context-length": 400,
+            "require-key-x": 401,
+            "error-body-ollama-429-weekly": 429,
+            "error-in-200": 200,
+        }.items():
+            reply = self.post(model)
+            self.assertEqual((model, reply.status), (model, status))
+            self.assertIsInstance(reply.json["error"], str)
+        self.assertEqual(set(self.lines("error-in-stream")[-1]), {"error"})
+        tool = {"name": "f", "arguments": "{}"}
+        for wrong in (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]},
+            {"messages": [{"role": "user", "content": "x", "images": ["iVBOR"]}]},
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": tool}]}]},
+            {"messages": [{"role": "developer", "content": "x"}]},
+            {"options": {"top_k": 0.5}},
+            {"options": {"stop": "x"}},
+            {"keep_alive": "5"},
+            {"think": "hard"},
+            {"format": "yaml"},
+        ):
+            self.assertEqual((wrong, self.post("m", **wrong).status), (wrong, 400))
+
+    def test_embeddings(self) -> None:
+        reply = self.post("m", "/api/embed", input=["x", "y"], dimensions=3).json
+        self.assertEqual([len(v) for v in reply["embeddings"]], [3, 3])
+        self.assertEqual(reply["prompt_eval_count"], 1)
+        body = {"input": "x" * 40, "options": {"num_ctx": 5}, "truncate": False}
+        self.assertEqual(self.post("m", "/api/embed", **body).status, 400)
+        self.assertEqual(self.post("m", "/api/embed", input=[1]).status, 400)
+
+
 class Scripts(FakeTestCase):
     def test_steps_in_turn(self) -> None:
         self.fake.script(
@@ -624,6 +1023,16 @@ class Process(unittest.TestCase):
         time.sleep(0.1)
         last = fake.journal()[-1]
         self.assertEqual((last["outcome"], last["tls"]), ("client_closed", True))
+
+
+def load_tests(
+    loader: unittest.TestLoader, tests: unittest.TestSuite, pattern: str | None
+) -> unittest.TestSuite:
+    """Those of dialects that have files of their own, too."""
+    for path in sorted(PROGRAM.parent.glob("fake_*_test.py")):
+        if path.name != Path(__file__).name:
+            tests.addTests(loader.loadTestsFromName(path.stem))
+    return tests
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from .contents import embedding
 from .model import Answer, Ask, Framing, Plan
 
 Shape = Callable[..., None]
@@ -110,10 +111,10 @@ def make_plan(ask: Ask, chain: Chain, adjust: Callable[[Answer], None] | None = 
     if plan is None:
         if ask.invalid is not None:
             plan = problem(ask, "invalid")
-        elif ask.operation != "chat":
+        elif ask.operation not in ("chat", "embeddings"):
             plan = document(ask, 200, ask.dialect.info(ask))
         else:
-            answer = ask.answer()
+            answer = ask.answer() if ask.operation == "chat" else embedding(ask)
             if adjust:
                 adjust(answer)
             for behaviour, args in chain:
@@ -128,6 +129,8 @@ def make_plan(ask: Ask, chain: Chain, adjust: Callable[[Answer], None] | None = 
 
 def render(ask: Ask, answer: Answer) -> Plan:
     """The ordinary way of giving an answer: streamed if that was asked for, else one document."""
+    if ask.operation == "embeddings" and ask.dialect.embed:
+        return document(ask, 200, ask.dialect.embed(ask, answer))
     if not ask.stream:
         return document(ask, 200, ask.dialect.whole(ask, answer))
     body, tail, marker = ask.dialect.stream(ask, answer)

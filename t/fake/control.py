@@ -2,7 +2,8 @@
 
     POST /_control/script   {"model": M, "steps": [...], "path": P, "append": false}
                             the next requests for model M ("*": for any) get these steps
-    GET  /_control/journal  ?since=N: the requests after number N
+    GET  /_control/journal  ?since=N: the requests after number N; &asked=1: each with what its
+                            dialect read in it
     GET  /_control/stats    counts, since the last reset
     POST /_control/reset    forget journal, scripts and counts; up, if down
     POST /_control/down     {"for_ms": N, "reset": false}: refuse connections; idle ones are
@@ -33,8 +34,9 @@ async def handle(provider: Provider, request: Request) -> tuple[int, Any]:
             case "POST", "script":
                 return 200, {"ok": True, "steps": _script(provider, _body(request))}
             case "GET", "journal":
-                since = parse_qs(request.query).get("since", ["0"])[-1]
-                return 200, provider.journal.since(int(since))
+                options = parse_qs(request.query)
+                since = options.get("since", ["0"])[-1]
+                return 200, provider.journal.since(int(since), asked="asked" in options)
             case "GET", "stats":
                 return 200, provider.stats()
             case "POST", "reset":

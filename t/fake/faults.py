@@ -7,7 +7,7 @@ import zlib
 
 from .behaviours import document, faults, problem, replies, shapes
 from .errors import ERRORS
-from .model import Answer, Ask, Framing, Plan, Then, ToolCall, Usage
+from .model import Answer, Ask, Framing, Plan, Then, Usage
 
 # What is said -----------------------------------------------------------------------------------
 
@@ -36,24 +36,6 @@ def _refusal(ask: Ask, answer: Answer) -> None:
 def _content_policy_200(ask: Ask, answer: Answer) -> None:
     _say(ask, answer, (answer.text or "")[: len(answer.text or "") // 2])
     answer.finish = "content_filter"
-
-
-@shapes("tools", "a call of the request's first tool (get_weather if it names none)")
-def _tools(ask: Ask, answer: Answer) -> None:
-    _tools_n(ask, answer, "1")
-
-
-@shapes("tools-N", "N parallel tool calls")
-def _tools_n(ask: Ask, answer: Answer, count: str) -> None:
-    name = "get_weather"
-    match ask.body.get("tools"):
-        case [{"function": {"name": str(first)}}, *_]:
-            name = first
-    answer.text, answer.finish = None, "tool_calls"
-    answer.tool_calls = [
-        ToolCall(f"call_fake{ask.n:08d}{i:02d}", name, f'{{"location":"Paris","index":{i}}}')
-        for i in range(min(int(count), 128))
-    ]
 
 
 @shapes("tokens-N", "an answer of N tokens, cut at max_tokens")

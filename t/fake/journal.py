@@ -7,7 +7,7 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Any
 
-from .model import Request
+from .model import Dialect, Request
 
 # A body larger than this is kept only by its beginning, once its request is over.
 LARGE_BODY = 1 << 20
@@ -35,8 +35,10 @@ class Entry:
     ended: float | None = None
     body_bytes: int = 0
     epoch: int = 0
+    dialect: Dialect | None = None
+    operation: str = ""
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self, asked: bool = False) -> dict[str, Any]:
         request = self.request
         out: dict[str, Any] = {
             "n": self.n,
@@ -63,6 +65,10 @@ class Entry:
                 out["body"] = request.json()
             except ValueError:
                 out["raw"] = request.body.decode("utf-8", "replace")
+        if asked and self.dialect and len(request.body) == self.body_bytes:
+            # Read once more: kept for every request it would be twice the memory.
+            out["dialect"] = self.dialect.name
+            out["asked"] = self.dialect.read(request, self.operation).asked()
         return out
 
 
@@ -95,9 +101,9 @@ class Journal:
         if entry.body_bytes > LARGE_BODY:
             entry.request.body = entry.request.body[:KEPT_OF_LARGE]
 
-    def since(self, n: int) -> list[dict[str, Any]]:
-        """All entries after number `n`, oldest first."""
-        return [entry.as_json() for entry in self._entries if entry.n > n]
+    def since(self, n: int, asked: bool = False) -> list[dict[str, Any]]:
+        """All entries after number `n`, oldest first; if `asked`, with what their dialect read."""
+        return [entry.as_json(asked) for entry in self._entries if entry.n > n]
 
     def stats(self) -> dict[str, Any]:
         return {

@@ -61,18 +61,51 @@ class Request:
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens as OpenAI counts them: prompt includes cached, completion includes reasoning."""
+    """Tokens as OpenAI counts them: prompt includes cached, completion includes reasoning.
+
+    `written` of the prompt went into the cache, where a provider tells that.
+    """
 
     prompt: int = 0
     completion: int = 0
     cached: int = 0
     reasoning: int = 0
+    written: int = 0
 
 
 class ToolCall(NamedTuple):
     id: str
     name: str
-    arguments: str
+    arguments: str  # JSON text
+
+
+class Tool(NamedTuple):
+    """A tool that is offered; `parameters` is a JSON schema."""
+
+    name: str
+    parameters: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Message:
+    """A message of any dialect; `role` is system, user, assistant or tool (a tool's result)."""
+
+    role: str
+    text: str = ""
+    images: list[str] = field(default_factory=list)  # URLs, those with data included
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    tool_call_id: str | None = None  # of a result, where the dialect has such ids
+
+    def as_json(self) -> dict[str, Any]:
+        calls = [c._asdict() | {"arguments": json.loads(c.arguments)} for c in self.tool_calls]
+        said = {
+            "role": self.role,
+            "text": self.text,
+            "images": self.images,
+            "tool_calls": calls,
+            "tool_call_id": self.tool_call_id,
+        }
+        return {key: value for key, value in said.items() if value not in (None, [])}
 
 
 @dataclass(slots=True)
@@ -84,6 +117,8 @@ class Answer:
     finish: str = "stop"
     refusal: str | None = None
     tool_calls: list[ToolCall] = field(default_factory=list)
+    vectors: list[list[Any]] = field(default_factory=list)  # by input, of an embedding request
+    shuffled: bool = False  # where the dialect numbers the vectors: not in order
 
 
 @dataclass(slots=True)
@@ -101,6 +136,12 @@ class Ask:
     max_tokens: int | None = None
     stream: bool = False
     stream_usage: bool = False
+    messages: list[Message] = field(default_factory=list)
+    tools: list[Tool] = field(default_factory=list)
+    tool_choice: str | None = None  # auto, none, required, or a tool's name
+    schema: Any = None  # that the answer must fit
+    inputs: list[str] = field(default_factory=list)  # of an embedding request
+    dimensions: int | None = None
     key: str | None = None
     shown_key: str = ""
     invalid: str | None = None
@@ -113,6 +154,26 @@ class Ask:
         if self.max_tokens is not None and tokens(len(text)) > self.max_tokens:
             text, finish = text[: 4 * self.max_tokens], "length"
         return Answer(text, self.usage(text), finish)
+
+    def asked(self) -> dict[str, Any]:
+        """What was read, for the journal: the same for all dialects.  What is not there is left
+        out, and arguments are decoded."""
+        messages = [message.as_json() for message in self.messages]
+        said = {
+            "operation": self.operation,
+            "model": self.model,
+            "key": self.key,
+            "messages": messages,
+            "tools": [tool._asdict() for tool in self.tools],
+            "tool_choice": self.tool_choice,
+            "schema": self.schema,
+            "max_tokens": self.max_tokens,
+            "stream": self.stream,
+            "inputs": self.inputs,
+            "dimensions": self.dimensions,
+            "invalid": self.invalid,
+        }
+        return {key: value for key, value in said.items() if value not in (None, [])}
 
     def usage(self, text: str) -> Usage:
         return Usage(prompt=tokens(self.prompt_characters), completion=tokens(len(text)))
@@ -199,16 +260,18 @@ class Stream(NamedTuple):
 class Dialect(NamedTuple):
     """A wire format, as a table of pure functions.
 
-    route     method, path -> operation ("chat", "models", …), or None if the path is not ours
+    route     method, path -> operation ("chat", "embeddings", "models", …), or None if the path
+              is not ours
     read      request, operation -> ask; never raises, a bad request sets `invalid`
     whole     the answer as one JSON document
     stream    the answer as events
-    info      the JSON document for any other operation than chat
+    info      the JSON document for any other operation than chat and embeddings
     event     one JSON document as an event of a stream
     headers   the headers that come with that status
     failure   the JSON body of a plain HTTP error of that status
     problem   status and JSON body of an error by its name: invalid, auth, model_not_found,
               context_length, content_policy, server
+    embed     the answer's vectors as one JSON document, if the provider makes embeddings
     """
 
     name: str
@@ -223,3 +286,4 @@ class Dialect(NamedTuple):
     headers: Callable[[Ask, int], dict[str, str]]
     failure: Callable[[Ask, int], bytes]
     problem: Callable[[Ask, str], tuple[int, bytes]]
+    embed: Callable[[Ask, Answer], bytes] | None = None

@@ -1,4 +1,4 @@
-"""The dialect of OpenAI's chat completions, plain and streamed."""
+"""The dialect of OpenAI's chat completions, plain and streamed, and of its embeddings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from .behaviours import document, replies
 from .errors import invalid_key, no_such_model, openai_error
 from .model import Answer, Ask, Dialect, Plan, Request, Stream, Usage, dump
+from .openai_request import read_body
 
 # A stream has one event per token (four characters), as the real one; but not more than this.
 MAX_DELTAS = 1000
@@ -65,6 +66,8 @@ _FAILURES: dict[int, tuple[str, str, str | None]] = {
 def _route(method: str, path: str) -> str | None:
     if method == "POST" and path.endswith("/chat/completions"):
         return "chat"
+    if method == "POST" and path.endswith("/embeddings"):
+        return "embeddings"
     if method == "GET" and path.endswith("/models"):
         return "models"
     if method == "GET" and path.endswith("/health"):  # of llama.cpp and vLLM
@@ -77,63 +80,11 @@ def _read(request: Request, operation: str) -> Ask:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and key:
         ask.key = key.strip()
-    if operation != "chat":
-        return ask
-
-    try:
-        body = request.json()
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        ask.invalid = "We could not parse the JSON body of your request."
-        return ask
-    ask.body = body
-    match body.get("model"):
-        case str(model) if model:
-            ask.model = model
-        case _:
-            ask.invalid = "you must provide a model parameter"
-    match body.get("messages"):
-        case [_, *_] as messages:
-            _read_messages(ask, messages)
-        case _:
-            ask.invalid = ask.invalid or "Missing required parameter: 'messages'."
-    limit = body.get("max_completion_tokens", body.get("max_tokens"))
-    if isinstance(limit, int) and not isinstance(limit, bool):
-        ask.max_tokens = limit
-        if limit < 1:
-            ask.invalid = f"Invalid 'max_tokens': integer below minimum value, got {limit}."
-    ask.stream = body.get("stream") is True
-    match body.get("stream_options"):
-        case {"include_usage": True}:
-            ask.stream_usage = True
+    if operation in ("chat", "embeddings"):
+        read_body(ask)
+        if not ask.model:
+            ask.invalid = ask.invalid or "you must provide a model parameter"
     return ask
-
-
-def _read_messages(ask: Ask, messages: list[Any]) -> None:
-    for message in messages:
-        if not isinstance(message, dict):
-            ask.invalid = "Invalid type for 'messages': expected an object."
-            return
-        text = _text(message.get("content"))
-        ask.prompt_characters += len(text)
-        if message.get("role") == "user":
-            ask.prompt = text
-
-
-def _text(content: Any) -> str:
-    """The text of a message: a string, or the text parts of a list."""
-    match content:
-        case str():
-            return content
-        case list():
-            return "".join(p["text"] for p in content if _is_text(p))
-        case _:
-            return ""
-
-
-def _is_text(part: Any) -> bool:
-    return isinstance(part, dict) and isinstance(part.get("text"), str)
 
 
 # Answers ----------------------------------------------------------------------------------------
@@ -184,6 +135,22 @@ def _whole(ask: Ask, answer: Answer) -> bytes:
     ]
     if answer.usage:
         document["usage"] = _usage(answer.usage)
+    return dump(document)
+
+
+def _embed(ask: Ask, answer: Answer) -> bytes:
+    data = [
+        {"object": "embedding", "index": i, "embedding": vector}
+        for i, vector in enumerate(answer.vectors)
+    ]
+    if answer.shuffled:
+        data.reverse()
+    document = {"object": "list", "data": data, "model": ask.model}
+    if answer.usage:
+        document["usage"] = {
+            "prompt_tokens": answer.usage.prompt,
+            "total_tokens": answer.usage.prompt,
+        }
     return dump(document)
 
 
@@ -247,7 +214,7 @@ def _info(ask: Ask) -> bytes:
 def _headers(ask: Ask, status: int) -> dict[str, str]:
     """Rate limits are told where a model was reached, so not with a 401 or a 404."""
     general = {"x-request-id": f"req_{ask.n:032x}", **_GENERAL}
-    if ask.operation == "chat" and status in (200, 400, 429):
+    if ask.operation in ("chat", "embeddings") and status in (200, 400, 429):
         return general | (_RATE_REACHED if status == 429 else _RATE)
     return general
 
@@ -320,4 +287,5 @@ OPENAI = Dialect(
     headers=_headers,
     failure=_failure,
     problem=_problem,
+    embed=_embed,
 )

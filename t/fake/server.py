@@ -16,14 +16,30 @@ import traceback
 from collections.abc import Coroutine
 from typing import Any, cast
 
-from . import control, faults, journal, openai  # noqa: F401 -- faults registers behaviours
+from . import (  # noqa: F401 -- registers behaviours
+    anthropic,
+    azure,
+    control,
+    faults,
+    gemini,
+    journal,
+    ollama,
+    openai,
+    tasks,
+)
 from .behaviours import make_plan, resolve
 from .http1 import BadRequest, RequestReader, reusable, writes
 from .model import Dialect, Plan, Request, Then, dump
 from .scripts import Scripts
 
 # The first whose `route` knows a path speaks for it: those with narrower paths come first.
-DIALECTS: tuple[Dialect, ...] = (openai.OPENAI,)
+DIALECTS: tuple[Dialect, ...] = (
+    anthropic.ANTHROPIC,
+    azure.AZURE,
+    gemini.GEMINI,
+    ollama.OLLAMA,
+    openai.OPENAI,
+)
 
 BACKLOG = 4096
 _LINGER_RST = struct.pack("ii", 1, 0)  # close() sends RST rather than FIN
@@ -168,6 +184,7 @@ class Provider:
             entry.behaviour = "not-found"
             body = dump({"error": {"message": f"No route: {request.method} {path}", "code": None}})
             return Plan(404, {"content-type": "application/json"}, [body])
+        entry.dialect, entry.operation = dialect, operation
         ask = dialect.read(request, operation)
         ask.n, entry.model = entry.n, ask.model
         if step := self.scripts.take(path, ask.model):
