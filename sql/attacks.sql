@@ -19,6 +19,8 @@ UPDATE llm_providers SET base_url = 'https://attacker.example/v1' WHERE name = '
 UPDATE llm_providers SET kind = 'openai', base_url = 'https://attacker.example/v1' WHERE name = 'pretend';
 UPDATE llm_providers SET probe = 'https://attacker.example/' WHERE name = 'openai';
 UPDATE llm_providers SET options = '{"headers": {"Host": "attacker.example"}}' WHERE name = 'openai';
+-- whoever listens on this machine where a kind has its default endpoint
+INSERT INTO llm_providers(name, kind, api_key) VALUES ('here', 'ollama', 'env:OTHER_API_KEY');
 -- what does not choose a host is an administrator's to change
 UPDATE llm_providers SET weight = 2 WHERE name = 'local';
 UPDATE llm_providers SET api_key = NULL WHERE name = 'local';

@@ -191,14 +191,18 @@ check_base_url(const LlmRow *row, const LlmRow *old, const char *name,
 	/*
 	 * Who changes another column does not choose where a key goes.  The kind
 	 * is none of those: what the mock had was not judged.  Nor is the key: a
-	 * host that was allowed without one was not trusted with this one.
+	 * host that was allowed without one was not trusted with this one.  A
+	 * kind's own endpoint is trusted with keys only where it is a provider's,
+	 * not whoever listens on this machine.
 	 */
 	new_key = llmgw_row_text(row, "api_key") != NULL &&
 		(old == NULL || !same_text(llmgw_row_text(row, "api_key"),
 								   llmgw_row_text(old, "api_key")));
 	if (old == NULL || !same_text(written, llmgw_row_text(old, "base_url")) ||
 		!same_text(dialect->kind, llmgw_row_text(old, "kind")) || new_key)
-		check_host(&url, name, false, written != NULL);
+		check_host(&url, name, false, written != NULL ||
+				   (strcmp(url.scheme, "https") != 0 &&
+					llmgw_row_text(row, "api_key") != NULL));
 }
 
 /* One of three words, or a URL that the provider may be reached by. */

@@ -188,7 +188,8 @@ read_end(JsonbContainer *root, LlmAnswer *answer)
 		llmgw_answer_fail(answer, LLMGW_MALFORMED,
 						  psprintf("the server %sed the model instead of answering", reason));
 	else if (strcmp(reason, "content_filter") == 0)
-		llmgw_answer_fail(answer, LLMGW_CONTENT_POLICY,	/* from behind ollama.com */
+		llmgw_answer_fail(answer, LLMGW_CONTENT_POLICY, /* from behind
+														 * ollama.com */
 						  "the provider's content filter stopped the answer");
 	else if (strcmp(reason, "stop") == 0 && answer->ntool_calls > 0)
 		answer->finish_reason = "tool_calls";

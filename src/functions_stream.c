@@ -98,7 +98,7 @@ safe_length(const char *text, Size len, const char *key)
 	if (key_len < LLMGW_MIN_MASKED_KEY)
 		return len;
 	for (Size n = Min(key_len - 1, len); n > 0; n--)
-		if (memcmp(text + len - n, key, n) == 0)
+		if (memcmp(text +len - n, key, n) == 0)
 			return len - n;
 	return len;
 }
