@@ -418,7 +418,8 @@ for my $bad (
 		my $step = $streamed ? { chunks => ["data: $body\r\n\r\n"] } : { body => $body };
 		$fake->script('counted', $step);
 		$r = row(q{llm_complete_detail('hi', model => 'gemini/counted')});
-		ok(defined $r->{error_class}, ($streamed ? 'streamed: ' : 'body: ') . substr($body, 0, 80)) or diag(explain($r));
+		(my $name = substr($body, 0, 80)) =~ s/([^\x20-\x7E])/sprintf '\\x{%X}', ord $1/ge;
+		ok(defined $r->{error_class}, ($streamed ? 'streamed: ' : 'body: ') . $name) or diag(explain($r));
 	}
 }
 for my $good (
