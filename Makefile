@@ -13,6 +13,7 @@ OBJS = \
 	src/call.o \
 	src/call_end.o \
 	src/call_record.o \
+	src/call_schema.o \
 	src/config.o \
 	src/config_check.o \
 	src/config_host.o \
@@ -50,7 +51,9 @@ OBJS = \
 	src/functions_args.o \
 	src/functions_batch.o \
 	src/functions_chat.o \
+	src/functions_embed.o \
 	src/functions_grant.o \
+	src/functions_json.o \
 	src/functions_prices.o \
 	src/functions_prices_entry.o \
 	src/functions_secret.o \

@@ -1092,6 +1092,29 @@ REVOKE ALL ON FUNCTION @extschema@.llm_complete_detail FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.llm_complete_detail
 IS 'the answer of a language model with who gave it, what it cost and, if there is none, why';
 
+CREATE FUNCTION @extschema@.llm_complete_json(
+    prompt text,
+    priority text DEFAULT NULL,
+    model text DEFAULT NULL,
+    task text DEFAULT NULL,
+    optimize text DEFAULT NULL,
+    min_tier text DEFAULT NULL,
+    system_prompt text DEFAULT NULL,
+    max_tokens integer DEFAULT NULL,
+    temperature real DEFAULT NULL,
+    params jsonb DEFAULT NULL,
+    timeout_ms integer DEFAULT NULL,
+    cache text DEFAULT NULL,
+    tags jsonb DEFAULT NULL,
+    schema jsonb DEFAULT NULL,
+    degrade boolean DEFAULT true)
+RETURNS jsonb
+AS 'MODULE_PATHNAME', 'llmgw_sql_complete_json'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10000;
+REVOKE ALL ON FUNCTION @extschema@.llm_complete_json FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.llm_complete_json
+IS 'the answer of a language model to a prompt as JSON that satisfies the schema; degrade: also of models that can only be told of it';
+
 CREATE FUNCTION @extschema@.llm_chat(
     messages jsonb,
     priority text DEFAULT NULL,
@@ -1209,6 +1232,50 @@ LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10000 ROWS 100;
 REVOKE ALL ON FUNCTION @extschema@.llm_complete_batch FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.llm_complete_batch
 IS 'the answers to many prompts, asked for at the same time; idx is the place of the prompt in the array';
+
+-- real[] has a cast to pgvector's type vector, which comes with that extension.
+CREATE FUNCTION @extschema@.llm_embed(
+    input text,
+    priority text DEFAULT NULL,
+    model text DEFAULT NULL,
+    task text DEFAULT NULL,
+    optimize text DEFAULT NULL,
+    min_tier text DEFAULT NULL,
+    params jsonb DEFAULT NULL,
+    timeout_ms integer DEFAULT NULL,
+    cache text DEFAULT NULL,
+    tags jsonb DEFAULT NULL,
+    dimensions integer DEFAULT NULL)
+RETURNS real[]
+AS 'MODULE_PATHNAME', 'llmgw_sql_embed'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10000;
+REVOKE ALL ON FUNCTION @extschema@.llm_embed FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.llm_embed
+IS 'the embedding of a text: a vector that is close to those of texts that mean the same';
+
+CREATE FUNCTION @extschema@.llm_embed_batch(
+    inputs text[],
+    priority text DEFAULT NULL,
+    model text DEFAULT NULL,
+    task text DEFAULT NULL,
+    optimize text DEFAULT NULL,
+    min_tier text DEFAULT NULL,
+    params jsonb DEFAULT NULL,
+    timeout_ms integer DEFAULT NULL,
+    cache text DEFAULT NULL,
+    tags jsonb DEFAULT NULL,
+    dimensions integer DEFAULT NULL,
+    max_concurrency integer DEFAULT NULL)
+RETURNS TABLE (
+    idx integer,
+    embedding real[],
+    error_class text,
+    error_message text)
+AS 'MODULE_PATHNAME', 'llmgw_sql_embed_batch'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10000 ROWS 100;
+REVOKE ALL ON FUNCTION @extschema@.llm_embed_batch FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.llm_embed_batch
+IS 'the embeddings of many texts, many in one request; idx is the place of the text in the array';
 
 -- Makes no call; reads the configuration as of now.
 CREATE FUNCTION @extschema@.llm_estimate_cost(

@@ -284,7 +284,9 @@ judge_attempt(LlmCall *call)
 	hopeless = call->answer.hopeless || t->outcome == LLMGW_HTTP_TOO_LARGE;
 	if (hopeless)
 		call->hint = call->answer.hopeless ?
-			(GetDatabaseEncoding() == PG_UTF8 ?
+			(call->answer.finish_reason != NULL &&
+			 strcmp(call->answer.finish_reason, "length") == 0 ? "Raise max_tokens." :
+			 GetDatabaseEncoding() == PG_UTF8 ?
 			 "Text cannot hold the character \\u0000: ask again, or for an answer without it." :
 			 "Use a database with encoding UTF8.") :
 			"Ask for a shorter answer, or have a superuser raise llm_gateway.max_response_size.";
@@ -325,7 +327,10 @@ build_request(LlmCall *call, const LlmDialect *dialect, LlmHttpRequest *request)
 
 	PG_TRY();
 	{
-		dialect->build_request(&call->wire, request);
+		if (call->inputs != NULL)
+			dialect->build_embedding(&call->wire, request);
+		else
+			dialect->build_request(&call->wire, request);
 	}
 	PG_CATCH();
 	{
@@ -339,7 +344,8 @@ build_request(LlmCall *call, const LlmDialect *dialect, LlmHttpRequest *request)
 		FlushErrorState();
 		MemoryContextSwitchTo(context);
 		call->message = MemoryContextStrdup(call->context,
-											psprintf("the prompt cannot be sent: %s",
+											psprintf("the %s cannot be sent: %s",
+													 call->inputs ? "input" : "prompt",
 													 error->message));
 		ok = false;
 	}
@@ -355,6 +361,7 @@ send_attempt(LlmCall *call)
 	const LlmModel *model = call->route.candidates[call->current].model;
 	const LlmProvider *p = model->provider;
 	LlmHttpRequest *request;
+	bool		advised;
 	LlmInstant	now = llmgw_now();
 	int64		left_ms = call->deadline == LLMGW_NEVER ? 0 :
 	Max((call->deadline - now + 999) / 1000, 1);
@@ -375,16 +382,20 @@ send_attempt(LlmCall *call)
 	call->wire.model = model->upstream_name;
 	if (!call->respelled)
 		call->wire.token_param = model->token_param;
-	call->wire.stream = p->stream;
-	call->wire.system_prompt = spec->system_prompt;
+	call->wire.stream = p->stream && call->inputs == NULL;
+	advised = call->route.candidates[call->current].advised;
+	call->wire.system_prompt = advised ? spec->advice : spec->system_prompt;
 	call->wire.messages = call->messages;
 	call->wire.tools = spec->tools;
 	call->wire.tool_choice = spec->tool_choice;
-	call->wire.schema = spec->schema;
+	call->wire.schema = advised ? NULL : spec->schema;
 	call->wire.max_tokens = spec->max_tokens;
 	call->wire.has_temperature = spec->has_temperature;
 	call->wire.temperature = spec->temperature;
 	call->wire.params = spec->params;
+	call->wire.ninputs = call->ninputs;
+	call->wire.inputs = call->inputs;
+	call->wire.dimensions = spec->dimensions;
 
 	request = palloc0(sizeof(LlmHttpRequest));
 	if (!build_request(call, p->dialect, request))
@@ -464,6 +475,38 @@ try_candidates(LlmCall *call)
 	return llmgw_call_end_failed(call);
 }
 
+static void
+describe_messages(LlmCall *call, LlmRouteQuery *query)
+{
+	const LlmSpec *spec = call->spec;
+
+	if (call->messages == NULL)
+		call->messages = llmgw_messages_from_prompt(call->prompt);
+	call->characters = call->messages->characters + spec->extra_characters +
+		(spec->system_prompt ? pg_mbstrlen(spec->system_prompt) : 0);
+	query->characters = call->characters;
+	query->needs_tools = spec->tools != NULL || call->messages->has_tools;
+	query->needs_schema = spec->schema != NULL;
+	query->may_advise = spec->advice != NULL;
+	query->needs_images = call->messages->has_images;
+	query->needs_image_urls = call->messages->has_image_urls;
+}
+
+/* Each input has the model's window for itself. */
+static void
+describe_inputs(LlmCall *call, LlmRouteQuery *query)
+{
+	query->needs_embedding = true;
+	for (int i = 0; i < call->ninputs; i++)
+	{
+		int64		characters = pg_mbstrlen(call->inputs[i]);
+
+		call->characters += characters;
+		query->longest_input = Max(query->longest_input, characters);
+	}
+	query->characters = call->characters;
+}
+
 bool
 llmgw_call_start(LlmCall *call, dlist_head *ready_list)
 {
@@ -475,7 +518,8 @@ llmgw_call_start(LlmCall *call, dlist_head *ready_list)
 	Assert(call->state == LLMGW_CALL_NEW);
 	call->ready.list = ready_list;
 	call->started = llmgw_now();
-	call->deadline = llmgw_after_ms(call->started, spec->timeout_ms);
+	if (call->deadline == 0)
+		call->deadline = llmgw_after_ms(call->started, spec->timeout_ms);
 
 	query.model = spec->model;
 	query.task = spec->task;
@@ -483,17 +527,15 @@ llmgw_call_start(LlmCall *call, dlist_head *ready_list)
 	query.role = spec->role;
 	query.tags = spec->tags;
 	query.max_tokens = spec->max_tokens;
-	if (call->messages == NULL)
-		call->messages = llmgw_messages_from_prompt(call->prompt);
-	call->characters = call->messages->characters + spec->extra_characters +
-		(spec->system_prompt ? pg_mbstrlen(spec->system_prompt) : 0);
-	query.characters = call->characters;
-	query.needs_tools = spec->tools != NULL || call->messages->has_tools;
-	query.needs_schema = spec->schema != NULL;
-	query.needs_images = call->messages->has_images;
-	query.needs_image_urls = call->messages->has_image_urls;
+	query.only_model = spec->only_model;
+	if (call->inputs != NULL)
+		describe_inputs(call, &query);
+	else
+		describe_messages(call, &query);
 	llmgw_call_describe(call);
 	llmgw_route(spec->config, &query, &call->route);
+	if (call->preferred != NULL)
+		llmgw_route_prefer(&call->route, call->preferred);
 	for (int i = 0; i < call->route.ncandidates; i++)
 	{
 		if (call->route.candidates[i].dropped == NULL)
@@ -540,7 +582,7 @@ advance_sending(LlmCall *call)
 {
 	LlmTransfer *t = call->transfer;
 
-	if (t->len > 0 && !call->streaming)
+	if (t->len > 0 && !call->streaming && call->inputs == NULL)
 		call->streaming = llmgw_judge_is_stream(t);
 	if (t->len > 0 && call->streaming)
 	{

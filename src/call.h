@@ -47,13 +47,19 @@ typedef struct LlmSpec
 	const LlmTier *min_tier;	/* NULL: any */
 	LlmCacheMode cache;
 	const char *system_prompt;	/* NULL: none */
-	int			max_tokens;		/* 0: not given */
+	int			max_tokens;		/* 0: not given; or LLMGW_NO_OUTPUT */
 	bool		has_temperature;
 	float4		temperature;
 	Jsonb	   *params;			/* checked; NULL: none */
+	const char *only_model;		/* of embeddings: the name of the model that
+								 * all calls must use; NULL: not known yet */
+	int			dimensions;		/* of embeddings; 0: the model's own */
 	const LlmTools *tools;		/* NULL: none */
 	LlmToolChoice tool_choice;
 	Jsonb	   *schema;			/* of the answer; NULL: any text */
+	const char *advice;			/* the system prompt with the schema in words,
+								 * for models that cannot be held to it; NULL:
+								 * those are no candidates */
 	int64		extra_characters;	/* of tools and schema */
 	int			timeout_ms;		/* of the whole call; 0: none */
 	Jsonb	   *tags;			/* an object; NULL: none */
@@ -88,9 +94,12 @@ typedef struct LlmCall
 	const LlmSpec *spec;
 	const char *prompt;
 	const LlmMessages *messages;	/* NULL until it starts: the prompt alone */
+	int			ninputs;		/* or, of embeddings, inputs instead */
+	const char *const *inputs;	/* NULL: it is no embedding */
 	int64		request_id;
 	LlmCallState state;
 	void	   *owner;			/* whatever who made it wants to know */
+	const LlmModel *preferred;	/* tried first if it may answer; NULL: none */
 
 	/* the way */
 	LlmRoute	route;
@@ -102,7 +111,7 @@ typedef struct LlmCall
 	int64		characters;		/* of everything that is sent */
 	int			smallest_window;	/* that a prompt was too long for; 0: none */
 	LlmInstant	started;
-	LlmInstant	deadline;
+	LlmInstant	deadline;		/* set before it starts, or by timeout_ms */
 	LlmReady	ready;
 	LlmTimer	timer;			/* back-off, or the grace after the last event */
 	MemoryContextCallback reset;
@@ -147,6 +156,8 @@ typedef struct LlmCall
 	const char *finish_reason;
 	LlmUsage	usage;
 	Jsonb	   *tool_calls;
+	Jsonb	   *document;		/* the response, where there is a schema */
+	const char *mismatch;		/* why it does not satisfy that; NULL: it does */
 	bool		fallback;
 	LlmNano		estimate;
 	LlmNano		cost;			/* of all attempts */
@@ -157,7 +168,8 @@ typedef struct LlmCall
 /*
  * Makes a call in a new context below the given one.  The prompt must live as
  * long as the call.  Draws its request id.  A conversation is put into messages
- * afterwards; the prompt is then its text.
+ * afterwards, what is to be embedded into inputs; the prompt is then its text.
+ * The vectors are in answer.
  */
 extern LlmCall *llmgw_call_create(MemoryContext parent, const LlmSpec *spec,
 								  const char *prompt);
@@ -178,6 +190,15 @@ extern int	llmgw_call_attempts(const LlmCall *call);
 /* DETAIL of its error, a line for each attempt or candidate; NULL: none */
 extern char *llmgw_call_detail(const LlmCall *call);
 
+/* only the lines of its attempts, appended */
+extern void llmgw_call_append_attempts(const LlmCall *call, StringInfo buf);
+
+/* whether a token limit cut the answer */
+extern bool llmgw_call_was_cut(const LlmCall *call);
+
+/* that, for an error or a warning: whose limit it was, and what helps */
+extern char *llmgw_call_cut_message(const LlmCall *call, const char **hint);
+
 /* HINT of its error; never NULL */
 extern const char *llmgw_call_hint(const LlmCall *call);
 
@@ -197,6 +218,14 @@ extern bool llmgw_call_end_failed(LlmCall *call);
 
 /* The ledger cannot take the next attempt: it is not sent (53100). */
 extern bool llmgw_call_end_unrecorded(LlmCall *call, const char *reason);
+
+/* call_schema.c, for call_end.c */
+
+/*
+ * Reads the response as JSON and checks it against the call's schema: sets
+ * document, or mismatch.
+ */
+extern void llmgw_call_check_schema(LlmCall *call);
 
 /* call_record.c, for call.c and call_end.c */
 

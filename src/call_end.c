@@ -144,6 +144,8 @@ llmgw_call_end_answered(LlmCall *call)
 			llmgw_mask_key(tool->id, strlen(tool->id), key);
 		if (tool->name != NULL)
 			llmgw_mask_key(tool->name, strlen(tool->name), key);
+		if (tool->signature != NULL)
+			llmgw_mask_key(tool->signature, strlen(tool->signature), key);
 	}
 
 	call->response = answer->text.data;
@@ -160,7 +162,40 @@ llmgw_call_end_answered(LlmCall *call)
 			break;
 		}
 	}
+	if (call->spec->schema != NULL &&
+		(call->tool_calls == NULL || call->spec->operation == LLMGW_OP_JSON))
+		llmgw_call_check_schema(call);
+	if (call->mismatch != NULL)
+		return end(call, LLMGW_SCHEMA, llmgw_error_class_sqlstate(LLMGW_SCHEMA),
+				   psprintf("model \"%s\" of provider \"%s\": %s", a->model->name,
+							a->model->provider->name,
+							llmgw_call_was_cut(call) ?
+							llmgw_call_cut_message(call, &call->hint) :
+							psprintf("the answer does not satisfy the schema: %s",
+									 call->mismatch)));
 	return end(call, LLMGW_OK, 0, NULL);
+}
+
+bool
+llmgw_call_was_cut(const LlmCall *call)
+{
+	return call->finish_reason != NULL && strcmp(call->finish_reason, "length") == 0;
+}
+
+char *
+llmgw_call_cut_message(const LlmCall *call, const char **hint)
+{
+	const LlmModel *model = call->attempts[call->nattempts - 1].model;
+
+	if (call->spec->max_tokens > 0)
+	{
+		*hint = "Raise max_tokens.";
+		return psprintf("the answer was cut by the call's max_tokens of %d",
+						call->spec->max_tokens);
+	}
+	*hint = "Ask for a shorter answer, or use a model with a larger limit.";
+	return psprintf("the answer was cut by the output limit of model \"%s\" of provider \"%s\"",
+					model->name, model->provider->name);
 }
 
 int
@@ -173,27 +208,34 @@ llmgw_call_attempts(const LlmCall *call)
 	return n;
 }
 
+void
+llmgw_call_append_attempts(const LlmCall *call, StringInfo buf)
+{
+	for (int i = 0; i < call->nattempts; i++)
+	{
+		const LlmAttempt *a = &call->attempts[i];
+		bool		answered = a->error == LLMGW_OK;
+
+		if (answered && call->mismatch == NULL)
+			continue;
+		appendStringInfo(buf, "%s%s/%s: %s", buf->len ? "\n" : "",
+						 a->model->provider->name, a->model->name,
+						 llmgw_error_class_name(answered ? LLMGW_SCHEMA : a->error));
+		if (a->sent)
+			appendStringInfo(buf, " after " INT64_FORMAT " ms", a->latency_us / 1000);
+		else
+			appendStringInfoString(buf, ", not tried");
+		appendStringInfo(buf, ": %s", answered ? call->mismatch : a->message);
+	}
+}
+
 char *
 llmgw_call_detail(const LlmCall *call)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	for (int i = 0; i < call->nattempts; i++)
-	{
-		const LlmAttempt *a = &call->attempts[i];
-
-		if (a->error == LLMGW_OK)
-			continue;
-		appendStringInfo(&buf, "%s%s/%s: %s", buf.len ? "\n" : "",
-						 a->model->provider->name, a->model->name,
-						 llmgw_error_class_name(a->error));
-		if (a->sent)
-			appendStringInfo(&buf, " after " INT64_FORMAT " ms", a->latency_us / 1000);
-		else
-			appendStringInfoString(&buf, ", not tried");
-		appendStringInfo(&buf, ": %s", a->message);
-	}
+	llmgw_call_append_attempts(call, &buf);
 	for (int i = 0; i < call->route.ncandidates; i++)
 	{
 		const LlmCandidate *c = &call->route.candidates[i];

@@ -165,7 +165,7 @@ llmgw_call_record_end(LlmCall *call)
 	r.fallback = call->fallback;
 	r.latency_us = call->latency_us;
 	r.ttft_us = call->ttft_us;
-	if (call->error == LLMGW_OK && llmgw_log_content)
+	if (call->response != NULL && llmgw_log_content && call->inputs == NULL)
 		llmgw_ledger_response(&call->entry, call->request_id, call->response);
 	llmgw_ledger_end(&call->entry, call->request_id, &call->request,
 					 last_outcome(call), &r);

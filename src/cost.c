@@ -60,6 +60,8 @@ llmgw_cost_expect(const LlmModel *model, int64 characters, int max_tokens, LlmUs
 {
 	memset(usage, 0, sizeof(*usage));
 	usage->input = (characters + 3) / 4;
+	if (max_tokens == LLMGW_NO_OUTPUT)
+		return;
 	usage->output = max_tokens > 0 ? max_tokens : LLMGW_EXPECTED_OUTPUT;
 	if (model->max_output_tokens > 0)
 		usage->output = Min(usage->output, model->max_output_tokens);

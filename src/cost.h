@@ -26,9 +26,10 @@ extern LlmNano llmgw_cost(const LlmModel *model, const LlmUsage *usage);
 /*
  * An estimate before the call: characters / 4 input tokens, and as output
  * max_tokens or, where that is 0, LLMGW_EXPECTED_OUTPUT, at most what the model
- * can produce.
+ * can produce; nothing where it is LLMGW_NO_OUTPUT, of embeddings.
  */
 #define LLMGW_EXPECTED_OUTPUT	256
+#define LLMGW_NO_OUTPUT			(-1)
 extern void llmgw_cost_expect(const LlmModel *model, int64 characters, int max_tokens,
 							  LlmUsage *usage);
 extern LlmNano llmgw_cost_estimate(const LlmModel *model, int64 characters, int max_tokens);

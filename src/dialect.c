@@ -128,6 +128,8 @@ llmgw_answer_end_tools(LlmAnswer *answer, const char *prefix)
 		}
 		if (!has_arguments(tool))
 		{
+			/* with the same limit it would be cut again */
+			answer->hopeless = cut;
 			llmgw_answer_fail(answer, LLMGW_MALFORMED,
 							  psprintf("the arguments of the call of tool \"%s\" %s",
 									   llmgw_answer_clean(answer, tool->name, 64),
@@ -195,7 +197,8 @@ extra_problem(const JsonbValue *value)
 {
 	static const char *const reserved[] = {
 		"model", "messages", "stream", "stream_options", "n",
-		"max_tokens", "max_completion_tokens", "contents", "generation_config"
+		"max_tokens", "max_completion_tokens", "max_output_tokens", "contents",
+		"generation_config", "models", "route", "best_of"
 	};
 
 	/* Gemini takes either spelling; Ollama's limit is an option */
@@ -211,16 +214,18 @@ extra_problem(const JsonbValue *value)
 		{"options", "num_predict"}
 	};
 	JsonbContainer *c = value->type == jbvBinary ? value->val.binary.data : NULL;
+	JsonbIterator *it = NULL;
 	JsonbValue	v;
+	char	   *key;
 
 	if (c == NULL || !JsonContainerIsObject(c))
 		return "must be an object";
-	for (int i = 0; i < lengthof(reserved); i++)
-	{
-		if (getKeyJsonValueFromContainer(c, reserved[i], strlen(reserved[i]),
-										 &v) != NULL)
-			return psprintf("may not set \"%s\"", reserved[i]);
-	}
+
+	/* servers in Go take their keys in any case */
+	while (llmgw_json_next_member(c, &it, &key, &v))
+		for (int i = 0; i < lengthof(reserved); i++)
+			if (pg_strcasecmp(key, reserved[i]) == 0)
+				return psprintf("may not set \"%s\"", key);
 	for (int i = 0; i < lengthof(reserved_in); i++)
 	{
 		if (llmgw_json_get(c, &v, reserved_in[i].group, reserved_in[i].key, NULL))

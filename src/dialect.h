@@ -106,6 +106,7 @@ typedef struct LlmAnswer
 	bool		ended;			/* the provider said that nothing more comes */
 	char	   *refusal;		/* the model's words of refusal, or NULL */
 	LlmUsage	usage;
+	bool		usage_apart;	/* it came in an event of its own */
 	int			ntool_calls;
 	LlmToolCall *tool_calls;
 
@@ -138,6 +139,8 @@ typedef struct LlmDialect
 	const char *kind;			/* llm_providers.kind */
 	const char *default_base_url;	/* NULL: the kind has no public endpoint */
 	LlmFraming	framing;		/* of a streamed answer */
+	bool		ends_with_connection;	/* nothing else says that a stream is
+										 * whole */
 	bool		fetches_images; /* takes the URL of an image, not only data */
 	bool		takes_schema;	/* can be told a JSON schema for the answer */
 	int			max_inputs;		/* of one embedding request; 0: the kind makes

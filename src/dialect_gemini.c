@@ -583,6 +583,7 @@ const LlmDialect llmgw_dialect_gemini = {
 	.kind = "gemini",
 	.default_base_url = DEFAULT_BASE_URL,
 	.framing = LLMGW_FRAMING_SSE,
+	.ends_with_connection = true,
 	.fetches_images = false,
 	.takes_schema = true,
 	.max_inputs = MAX_INPUTS,

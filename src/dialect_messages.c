@@ -13,7 +13,9 @@
 #include "postgres.h"
 
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 
+#include "dialect_answer.h"
 #include "dialect_messages.h"
 #include "dialect_reader.h"
 #include "json.h"
@@ -230,6 +232,8 @@ read_tool_uses(const LlmReader *r, LlmMessage *m)
 	array = llmgw_reader_array(&v);
 	if (array == NULL)
 		return llmgw_reader_wrong(r, ".tool_calls must be an array");
+	if (JsonContainerSize(array) > LLMGW_MAX_TOOL_CALLS)
+		return llmgw_reader_wrong(r, ".tool_calls may have %d calls at most", LLMGW_MAX_TOOL_CALLS);
 	m->ntool_uses = JsonContainerSize(array);
 	m->tool_uses = palloc0(m->ntool_uses * sizeof(LlmToolUse));
 	for (int i = 0; i < m->ntool_uses; i++)
@@ -396,6 +400,7 @@ llmgw_messages_parse(Jsonb *doc, char **reason)
 	{
 		LlmMessage *m = &messages->messages[i];
 
+		CHECK_FOR_INTERRUPTS();
 		if (!llmgw_reader_enter(&r, psprintf("messages[%d]", i),
 								getIthJsonbValueFromContainer(&doc->root, i), reason) ||
 			!read_message(&r, i, &calls, m))

@@ -369,6 +369,7 @@ llmgw_openai_parse_event(const LlmWireCall *call, const char *name,
 						 const char *data, size_t len, LlmAnswer *answer)
 {
 	Jsonb	   *doc;
+	JsonbValue	v;
 
 	data = llmgw_trim_bytes(data, &len);
 	if (len == 0)
@@ -377,13 +378,13 @@ llmgw_openai_parse_event(const LlmWireCall *call, const char *name,
 	{
 		/*
 		 * Without a reason to finish it proves little: gateways send it too
-		 * when what they relay was cut.  The usage, which comes last, then
-		 * does.
+		 * when what they relay was cut.  The usage does, if it came in an
+		 * event of its own, at the end; some servers send it with every one.
 		 */
 		answer->ended = true;
 		if (!answer->has_content)
 			llmgw_answer_fail(answer, LLMGW_MALFORMED, "the stream ended without an answer");
-		else if (answer->finish_reason == NULL && !answer->usage.known)
+		else if (answer->finish_reason == NULL && !answer->usage_apart)
 			llmgw_answer_fail(answer, LLMGW_MALFORMED,
 							  "the stream ended without a reason to finish");
 		else
@@ -397,6 +398,8 @@ llmgw_openai_parse_event(const LlmWireCall *call, const char *name,
 
 	/* the usage first: an error must not lose what was already spent */
 	read_usage(&doc->root, answer);
+	answer->usage_apart |= answer->usage.known &&
+		!llmgw_json_get(&doc->root, &v, "choices", "[0]", NULL);
 	if (read_embedded_error(&doc->root, strcmp(name, "error") == 0, answer))
 		return;
 

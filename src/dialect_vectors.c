@@ -312,7 +312,7 @@ llmgw_vectors_put(LlmVectors *vectors, const LlmWireCall *call, int64 i,
 		llmgw_answer_fail(answer, LLMGW_MALFORMED, i >= 0 && i < call->ninputs ?
 						  psprintf("input " INT64_FORMAT " has two embeddings", i + 1) :
 						  psprintf("an embedding is of input " INT64_FORMAT ", but there are %d",
-								   i + 1, call->ninputs));
+								   i < PG_INT64_MAX ? i + 1 : i, call->ninputs));
 		return;
 	}
 	if (answer->vectors == NULL)

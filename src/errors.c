@@ -231,7 +231,8 @@ is_content_policy(const LlmErrorWords *w, const char *text)
 {
 	return has_code(w, content_codes) ||
 		has_phrase(text, content_phrases) ||
-		in_order(text, "invalid prompt", "usage policy");
+		in_order(text, "invalid prompt", "usage policy") ||
+		in_order(text, "requires moderation", "flagged");	/* OpenRouter */
 }
 
 static bool
@@ -318,8 +319,15 @@ llmgw_error_classify(int http_status, const LlmErrorWords *words)
 		case 415:
 		case 422:
 			return classify_bad_request(words, text);
+		case 403:				/* OpenRouter: flagged; Together: too long */
+			if (is_context_length(words, text))
+				return LLMGW_CONTEXT_LENGTH;
+			if (is_content_policy(words, text))
+				return LLMGW_CONTENT_POLICY;
+			if (is_quota(words, text))
+				return LLMGW_QUOTA;
+			return LLMGW_AUTH;
 		case 401:
-		case 403:
 			return LLMGW_AUTH;
 		case 402:
 			return LLMGW_QUOTA;

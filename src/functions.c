@@ -34,18 +34,26 @@ done_single(LlmRun *run, LlmCall *call)
 }
 
 void
-llmgw_run_single(LlmCall *call, MemoryContext context)
+llmgw_run_unbooked(LlmCall *call, MemoryContext context)
 {
 	LlmRun		run = {0};
 
 	if (call->spec->cache == LLMGW_CACHE_ONLY)
-		llmgw_call_fail(call, LLMGW_NO_CANDIDATE, "no answer is cached for this prompt");
+		llmgw_call_fail(call, LLMGW_NO_CANDIDATE, call->inputs ?
+						"no answer is cached for this input" :
+						"no answer is cached for this prompt");
 	run.context = context;
 	run.max_in_flight = 1;
 	run.next = next_single;
 	run.done = done_single;
 	run.arg = call;
 	llmgw_engine_run(&run);
+}
+
+void
+llmgw_run_single(LlmCall *call, MemoryContext context)
+{
+	llmgw_run_unbooked(call, context);
 	llmgw_ledger_wait(call->spec->config, call->entry.end);
 }
 
@@ -71,20 +79,15 @@ complete(FunctionCallInfo fcinfo, MemoryContext context)
 void
 llmgw_warn_if_cut(const LlmCall *call)
 {
-	if (call->finish_reason == NULL || strcmp(call->finish_reason, "length") != 0)
+	const char *hint;
+	char	   *message;
+
+	if (!llmgw_call_was_cut(call))
 		return;
-	if (call->spec->max_tokens > 0)
-		ereport(WARNING,
-				(errcode(ERRCODE_WARNING_STRING_DATA_RIGHT_TRUNCATION),
-				 errmsg("the answer was cut by the call's max_tokens of %d",
-						call->spec->max_tokens),
-				 errhint("Raise max_tokens.")));
-	else
-		ereport(WARNING,
-				(errcode(ERRCODE_WARNING_STRING_DATA_RIGHT_TRUNCATION),
-				 errmsg("the answer was cut by the output limit of model \"%s\" of provider \"%s\"",
-						call->model->name, call->model->provider->name),
-				 errhint("Ask for a shorter answer, or use a model with a larger limit.")));
+	message = llmgw_call_cut_message(call, &hint);
+	ereport(WARNING,
+			(errcode(ERRCODE_WARNING_STRING_DATA_RIGHT_TRUNCATION),
+			 errmsg("%s", message), errhint("%s", hint)));
 }
 
 bool
@@ -156,8 +159,8 @@ put_money(Datum *values, bool *nulls, int i, LlmNano nano)
  * The error in one line.  That no model can answer says nothing without the
  * reasons, which are a DETAIL where it is raised.
  */
-static char *
-error_line(const LlmCall *call)
+char *
+llmgw_error_line(const LlmCall *call)
 {
 	char	   *reasons = call->error == LLMGW_NO_CANDIDATE ? llmgw_call_detail(call) : NULL;
 
@@ -202,7 +205,7 @@ llmgw_detail_row(const LlmCall *call, Datum *values, bool *nulls)
 	values[i] = nulls[i] ? (Datum) 0 : JsonbPGetDatum(call->tool_calls);
 	i++;
 	put_text(values, nulls, i++, ok ? NULL : llmgw_error_class_name(call->error));
-	put_text(values, nulls, i++, ok ? NULL : error_line(call));
+	put_text(values, nulls, i++, ok ? NULL : llmgw_error_line(call));
 	nulls[i] = false;
 	values[i++] = Int64GetDatum(call->request_id);
 	Assert(i == LLMGW_NDETAIL);

@@ -63,8 +63,17 @@ extern void llmgw_args_check_prompt(const char *prompt);
 /* Raises 42704 for a name that is neither an alias nor a model's. */
 extern void llmgw_args_check_model(const LlmConfig *config, const char *model);
 
+/* Raises 22023 for a schema that answers cannot be held to. */
+extern void llmgw_args_check_schema(Jsonb *schema);
+
 /* Raises 22023 for a limit of tokens that is not positive. */
 extern void llmgw_args_check_max_tokens(int max_tokens);
+
+/*
+ * How many calls of a batch may be under way: that argument, or the setting.
+ * Raises 22023; caps it with a NOTICE.
+ */
+extern int	llmgw_args_concurrency(FunctionCallInfo fcinfo, int arg);
 
 /* The tags of llm_gateway.tags; NULL: none. */
 extern Jsonb *llmgw_args_default_tags(void);
@@ -77,6 +86,9 @@ extern Jsonb *llmgw_args_default_tags(void);
  */
 extern void llmgw_run_single(LlmCall *call, MemoryContext context);
 
+/* The same, but does not wait for its record. */
+extern void llmgw_run_unbooked(LlmCall *call, MemoryContext context);
+
 /* An answer that ends because of a token limit: says so, and whose it was. */
 extern void llmgw_warn_if_cut(const LlmCall *call);
 
@@ -85,5 +97,16 @@ extern bool llmgw_may_be_null(int sqlstate);
 
 /* Fills DETAIL from a call that is done; palloc'd in the current context. */
 extern void llmgw_detail_row(const LlmCall *call, Datum *values, bool *nulls);
+
+/* The error of a call in one line. */
+extern char *llmgw_error_line(const LlmCall *call);
+
+/* functions_batch.c */
+
+/*
+ * For each text the number of the first one that is equal to it: its own where
+ * there is none before it, and of NULLs.
+ */
+extern int *llmgw_find_equal(text *const *texts, int n);
 
 #endif							/* LLMGW_FUNCTIONS_H */

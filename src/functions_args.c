@@ -23,6 +23,7 @@
 #include "utils/memutils.h"
 
 #include "functions.h"
+#include "json_schema.h"
 
 /* of tags as text */
 #define MAX_TAGS_LENGTH	65536
@@ -297,12 +298,55 @@ llmgw_args_check_model(const LlmConfig *config, const char *model)
 }
 
 void
+llmgw_args_check_schema(Jsonb *schema)
+{
+	char	   *problem;
+
+	if (!JB_ROOT_IS_OBJECT(schema))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("schema must be a JSON schema, an object"),
+				 errhint("For example schema => '{\"type\": \"object\", \"properties\": {\"city\": {\"type\": \"string\"}}}'.")));
+	problem = llmgw_json_schema_problem(schema);
+	if (problem != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("schema cannot be used"),
+				 errdetail("%s", problem),
+				 errhint("Every keyword is enforced, or refused: say in the prompt what the supported ones cannot.")));
+}
+
+void
 llmgw_args_check_max_tokens(int max_tokens)
 {
 	if (max_tokens <= 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("max_tokens must be positive, not %d", max_tokens)));
+}
+
+int
+llmgw_args_concurrency(FunctionCallInfo fcinfo, int arg)
+{
+	int			n = llmgw_batch_concurrency;
+
+	if (!PG_ARGISNULL(arg))
+	{
+		n = PG_GETARG_INT32(arg);
+		if (n < 1)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("max_concurrency must be at least 1, not %d", n)));
+	}
+	if (n > llmgw_max_batch_concurrency)
+	{
+		ereport(NOTICE,
+				(errmsg("max_concurrency of %d is capped at %d", n,
+						llmgw_max_batch_concurrency),
+				 errhint("A superuser can raise llm_gateway.max_batch_concurrency.")));
+		n = llmgw_max_batch_concurrency;
+	}
+	return n;
 }
 
 LlmSpec *

@@ -84,10 +84,10 @@ prompt_match(const void *key1, const void *key2, Size keysize)
 	return memcmp(VARDATA_ANY(a), VARDATA_ANY(b), len);
 }
 
-/* Finds the prompts that are the same: the first of them leads. */
-static void
-find_leaders(Batch *batch)
+int *
+llmgw_find_equal(text *const *texts, int n)
 {
+	int		   *first = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(int) * Max(n, 1));
 	HASHCTL		ctl = {0};
 	HTAB	   *seen;
 
@@ -96,25 +96,44 @@ find_leaders(Batch *batch)
 	ctl.hash = prompt_hash;
 	ctl.match = prompt_match;
 	ctl.hcxt = CurrentMemoryContext;
-	seen = hash_create("llm_gateway prompts", batch->n, &ctl,
+	seen = hash_create("llm_gateway prompts", n, &ctl,
 					   HASH_ELEM | HASH_FUNCTION | HASH_COMPARE | HASH_CONTEXT);
-	for (int i = 0; i < batch->n; i++)
+	for (int i = 0; i < n; i++)
 	{
 		PromptEntry *entry;
 		bool		found;
 
-		if (batch->items[i].prompt == NULL)
+		first[i] = i;
+		if (texts[i] == NULL)
 			continue;
-		entry = hash_search(seen, &batch->items[i].prompt, HASH_ENTER, &found);
+		entry = hash_search(seen, &texts[i], HASH_ENTER, &found);
 		if (!found)
 			entry->item = i;
-		else
-		{
-			batch->items[i].leader = entry->item;
-			batch->items[entry->item].followers++;
-		}
+		first[i] = entry->item;
 	}
 	hash_destroy(seen);
+	return first;
+}
+
+/* Finds the prompts that are the same: the first of them leads. */
+static void
+find_leaders(Batch *batch)
+{
+	text	  **prompts = MemoryContextAllocHuge(CurrentMemoryContext,
+												 sizeof(text *) * Max(batch->n, 1));
+	int		   *first;
+
+	for (int i = 0; i < batch->n; i++)
+		prompts[i] = batch->items[i].prompt;
+	first = llmgw_find_equal(prompts, batch->n);
+	for (int i = 0; i < batch->n; i++)
+	{
+		batch->items[i].leader = first[i];
+		if (first[i] != i)
+			batch->items[first[i]].followers++;
+	}
+	pfree(first);
+	pfree(prompts);
 }
 
 /* The columns of a row that say that it shares another's answer. */
@@ -277,30 +296,6 @@ done_item(LlmRun *run, LlmCall *call)
 	emit(batch);
 }
 
-static int
-read_concurrency(FunctionCallInfo fcinfo)
-{
-	int			n = llmgw_batch_concurrency;
-
-	if (!PG_ARGISNULL(ARG_MAX_CONCURRENCY))
-	{
-		n = PG_GETARG_INT32(ARG_MAX_CONCURRENCY);
-		if (n < 1)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("max_concurrency must be at least 1, not %d", n)));
-	}
-	if (n > llmgw_max_batch_concurrency)
-	{
-		ereport(NOTICE,
-				(errmsg("max_concurrency of %d is capped at %d", n,
-						llmgw_max_batch_concurrency),
-				 errhint("A superuser can raise llm_gateway.max_batch_concurrency.")));
-		n = llmgw_max_batch_concurrency;
-	}
-	return n;
-}
-
 Datum
 llmgw_sql_complete_batch(PG_FUNCTION_ARGS)
 {
@@ -327,7 +322,7 @@ llmgw_sql_complete_batch(PG_FUNCTION_ARGS)
 										  ALLOCSET_DEFAULT_SIZES);
 	batch.virtual_slot = MakeSingleTupleTableSlot(rsinfo->setDesc, &TTSOpsVirtual);
 	batch.minimal_slot = MakeSingleTupleTableSlot(rsinfo->setDesc, &TTSOpsMinimalTuple);
-	run.max_in_flight = read_concurrency(fcinfo);
+	run.max_in_flight = llmgw_args_concurrency(fcinfo, ARG_MAX_CONCURRENCY);
 
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(LLMGW_ARG_PROMPT), TEXTOID, -1, false,
 					  TYPALIGN_INT, &elems, &nulls, &batch.n);

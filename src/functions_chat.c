@@ -60,9 +60,7 @@ read_arguments(FunctionCallInfo fcinfo, LlmSpec *spec)
 	if (!PG_ARGISNULL(ARG_SCHEMA))
 	{
 		spec->schema = PG_GETARG_JSONB_P_COPY(ARG_SCHEMA);
-		if (!JB_ROOT_IS_OBJECT(spec->schema))
-			refuse("schema must be a JSON schema, an object",
-				   "For example schema => '{\"type\": \"object\", \"properties\": {\"city\": {\"type\": \"string\"}}}'.");
+		llmgw_args_check_schema(spec->schema);
 		spec->extra_characters += pg_mbstrlen(jsonb_text(spec->schema));
 	}
 }

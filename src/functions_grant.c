@@ -80,9 +80,12 @@ static const Privilege privileges[] =
 {
 	{CALL, "EXECUTE", "FUNCTION", "llm_complete"},
 	{CALL, "EXECUTE", "FUNCTION", "llm_complete_detail"},
+	{CALL, "EXECUTE", "FUNCTION", "llm_complete_json"},
 	{CALL, "EXECUTE", "FUNCTION", "llm_complete_batch"},
 	{CALL, "EXECUTE", "FUNCTION", "llm_stream"},
 	{CALL, "EXECUTE", "FUNCTION", "llm_chat"},
+	{CALL, "EXECUTE", "FUNCTION", "llm_embed"},
+	{CALL, "EXECUTE", "FUNCTION", "llm_embed_batch"},
 	{CALL, "EXECUTE", "FUNCTION", "llm_estimate_cost"},
 
 	{LEDGER, "SELECT", "TABLE", "llm_requests"},

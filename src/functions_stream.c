@@ -91,14 +91,14 @@ begin(FunctionCallInfo fcinfo)
  * provider's key, which would be masked.
  */
 static Size
-safe_length(const char *text, Size len, const char *key)
+safe_length(const char *words, Size len, const char *key)
 {
 	Size		key_len = key ? strlen(key) : 0;
 
 	if (key_len < LLMGW_MIN_MASKED_KEY)
 		return len;
 	for (Size n = Min(key_len - 1, len); n > 0; n--)
-		if (memcmp(text +len - n, key, n) == 0)
+		if (memcmp(words + len - n, key, n) == 0)
 			return len - n;
 	return len;
 }

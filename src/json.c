@@ -35,6 +35,12 @@
 #define MAX_JSON_VALUES		250000
 
 /*
+ * A number is written out with all its digits, so a few bytes can become 128 kB.
+ * What a double can hold is enough for any provider.
+ */
+#define MAX_JSON_EXPONENT	400
+
+/*
  * Reading
  */
 
@@ -186,14 +192,15 @@ reason_for(int sqlstate, const char *doc, size_t len)
 }
 
 /*
- * Whether a document has more values than jsonb_in should be given.  It keeps
- * each in some hundred bytes until the document is read, does not look for
- * interrupts meanwhile, and beyond 2^24 fails with an internal error.
+ * Why a document should not be given to jsonb_in; NULL: it may be.  It keeps
+ * each value in some hundred bytes until the document is read, does not look
+ * for interrupts meanwhile, and beyond 2^24 fails with an internal error.
  */
-static bool
-has_too_many_values(const char *doc, size_t len)
+static const char *
+unbearable(const char *doc, size_t len)
 {
 	const char *end = doc + len;
+	const char *begin = doc;
 	int			n = 0;
 
 	for (; doc < end; doc++)
@@ -206,9 +213,21 @@ has_too_many_values(const char *doc, size_t len)
 		}
 		else if ((*doc == ',' || *doc == '[' || *doc == '{' || *doc == ':') &&
 				 ++n > MAX_JSON_VALUES)
-			return true;
+			return "too many values";
+		else if ((*doc == 'e' || *doc == 'E') && doc > begin && isdigit((unsigned char) doc[-1]))
+		{
+			int			exponent = 0;
+
+			if (doc + 1 < end && (doc[1] == '+' || doc[1] == '-'))
+				doc++;
+			while (doc + 1 < end && isdigit((unsigned char) doc[1]) &&
+				   exponent <= MAX_JSON_EXPONENT)
+				exponent = exponent * 10 + (*++doc - '0');
+			if (exponent > MAX_JSON_EXPONENT)
+				return "a number is out of range";
+		}
 	}
-	return false;
+	return NULL;
 }
 
 static Jsonb *
@@ -219,10 +238,11 @@ parse(const char *doc, size_t len, bool is_utf8, char **reason)
 	uint32		cancel_holdoff = QueryCancelHoldoffCount;
 	Jsonb	   *volatile result = NULL;
 	volatile int sqlstate = 0;
+	const char *problem = unbearable(doc, len);
 
-	if (has_too_many_values(doc, len))
+	if (problem != NULL)
 	{
-		*reason = pstrdup("not valid JSON: too many values");
+		*reason = psprintf("not valid JSON: %s", problem);
 		return NULL;
 	}
 

@@ -138,7 +138,10 @@ llmgw_judge(LlmCall *call, const char **message)
 	{
 		llmgw_mask_key(t->data, t->len, call->wire.api_key);
 		old = MemoryContextSwitchTo(call->scratch);
-		dialect->parse_response(&call->wire, t->data ? t->data : "", t->len, answer);
+		if (call->inputs != NULL)
+			dialect->parse_embedding(&call->wire, t->data ? t->data : "", t->len, answer);
+		else
+			dialect->parse_response(&call->wire, t->data ? t->data : "", t->len, answer);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(call->scratch);
 	}
@@ -154,7 +157,8 @@ llmgw_judge(LlmCall *call, const char **message)
 		*message = answer->message ? answer->message : "the answer cannot be read";
 		return answer->error;
 	}
-	if (answer->complete)
+	if (answer->complete &&
+		(!dialect->ends_with_connection || t->outcome == LLMGW_HTTP_DONE))
 		return LLMGW_OK;
 
 	transport = judge_transport(call, message);

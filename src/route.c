@@ -29,6 +29,14 @@ has_capability(const LlmModel *model, const char *capability)
 	return false;
 }
 
+/* Whether it can be held to a JSON schema, as far as is known. */
+static bool
+takes_schema(const LlmModel *model)
+{
+	return model->provider->dialect->takes_schema &&
+		(model->ncapabilities < 0 || has_capability(model, "json_schema"));
+}
+
 /*
  * What the call needs and this model cannot do; NULL: nothing.  Of a model that
  * does not say what it can do, all is believed.
@@ -45,15 +53,20 @@ lacks_feature(const LlmModel *model, const LlmRouteQuery *query, const char **hi
 			lacks = "tools";
 		else if (query->needs_images && !has_capability(model, "image"))
 			lacks = "image";
-		else if (query->needs_schema && !has_capability(model, "json_schema"))
+		else if (query->needs_schema && !query->may_advise &&
+				 !has_capability(model, "json_schema"))
 			lacks = "json_schema";
+		else if (query->needs_embedding && !has_capability(model, "embedding"))
+			lacks = "embedding";
 	}
 	if (lacks != NULL)
 	{
 		*hint = psprintf("Use a model with \"%s\" in llm_models.capabilities, or add it there.", lacks);
 		return psprintf("lacks %s", lacks);
 	}
-	if (query->needs_schema && !dialect->takes_schema)
+	if (query->needs_embedding && dialect->max_inputs == 0)
+		return psprintf("kind \"%s\" makes no embeddings", dialect->kind);
+	if (query->needs_schema && !query->may_advise && !dialect->takes_schema)
 		return psprintf("kind \"%s\" takes no JSON schema", dialect->kind);
 	if (query->needs_image_urls && !dialect->fetches_images)
 	{
@@ -63,12 +76,26 @@ lacks_feature(const LlmModel *model, const LlmRouteQuery *query, const char **hi
 	return NULL;
 }
 
+/* Why this model's window is too small; NULL: it is not, or nobody knows. */
+static const char *
+exceeds_window(const LlmModel *model, const LlmRouteQuery *query)
+{
+	int64		characters = query->needs_embedding ? query->longest_input : query->characters;
+	int64		tokens = (characters + 3) / 4;
+
+	if (model->context_window <= 0 ||
+		tokens <= model->context_window * WINDOW_TOLERANCE)
+		return NULL;
+	return psprintf("the %s of about " INT64_FORMAT " tokens is longer than its context window of %d",
+					query->needs_embedding ? "input" : "prompt", tokens,
+					model->context_window);
+}
+
 /* Why this model may not answer; NULL when it may. */
 static const char *
 drop_reason(const LlmModel *model, const LlmRouteQuery *query, const char **hint)
 {
 	const LlmProvider *provider = model->provider;
-	int64		tokens = (query->characters + 3) / 4;
 	char	   *refused;
 	char	   *refused_hint = NULL;
 	const char *lacks;
@@ -107,16 +134,13 @@ drop_reason(const LlmModel *model, const LlmRouteQuery *query, const char **hint
 	}
 
 	/* a model that says what it can do, and that is only embeddings */
-	if (has_capability(model, "embedding") && !has_capability(model, "chat"))
+	if (!query->needs_embedding &&
+		has_capability(model, "embedding") && !has_capability(model, "chat"))
 		return "it makes embeddings, not completions";
 	lacks = lacks_feature(model, query, hint);
 	if (lacks != NULL)
 		return lacks;
-	if (model->context_window > 0 &&
-		tokens > model->context_window * WINDOW_TOLERANCE)
-		return psprintf("the prompt of about " INT64_FORMAT " tokens is longer than its context window of %d",
-						tokens, model->context_window);
-	return NULL;
+	return query->needs_embedding ? NULL : exceeds_window(model, query);
 }
 
 static void
@@ -138,6 +162,7 @@ add_candidate(LlmRoute *route, const LlmModel *model, const LlmRouteQuery *query
 							  model->tier->name, query->min_tier->name);
 		route->below_tier = true;
 	}
+	c->advised = c->dropped == NULL && query->needs_schema && !takes_schema(model);
 	c->estimate = llmgw_cost_estimate(model, query->characters, query->max_tokens);
 }
 
@@ -292,13 +317,10 @@ llmgw_route_knows(const LlmConfig *config, const char *model)
 	return false;
 }
 
-void
-llmgw_route(const LlmConfig *config, const LlmRouteQuery *query, LlmRoute *route)
+static void
+add_candidates(LlmRoute *route, const LlmConfig *config, const LlmRouteQuery *query)
 {
 	bool		matched = false;
-
-	memset(route, 0, sizeof(*route));
-	route->candidates = palloc(sizeof(LlmCandidate) * Max(config->nmodels, 1));
 
 	if (query->model != NULL)
 	{
@@ -325,4 +347,60 @@ llmgw_route(const LlmConfig *config, const LlmRouteQuery *query, LlmRoute *route
 	}
 	if (!matched)
 		add_all(route, config, query);
+}
+
+const LlmCandidate *
+llmgw_route_first(const LlmRoute *route)
+{
+	for (int i = 0; i < route->ncandidates; i++)
+		if (route->candidates[i].dropped == NULL)
+			return &route->candidates[i];
+	return NULL;
+}
+
+/* Drops what is not the model that makes these embeddings. */
+static void
+keep_one_model(LlmRoute *route, const LlmRouteQuery *query)
+{
+	const LlmCandidate *first = llmgw_route_first(route);
+	const char *name = query->only_model;
+
+	if (name == NULL && first != NULL)
+		name = first->model->name;
+	for (int i = 0; i < route->ncandidates; i++)
+	{
+		LlmCandidate *c = &route->candidates[i];
+
+		if (c->dropped != NULL)
+			continue;
+		if (strcmp(c->model->name, name) != 0)
+			c->dropped = "embeddings never change model";
+		else
+			c->dropped = exceeds_window(c->model, query);
+	}
+}
+
+void
+llmgw_route(const LlmConfig *config, const LlmRouteQuery *query, LlmRoute *route)
+{
+	memset(route, 0, sizeof(*route));
+	route->candidates = palloc(sizeof(LlmCandidate) * Max(config->nmodels, 1));
+	add_candidates(route, config, query);
+	if (query->needs_embedding)
+		keep_one_model(route, query);
+}
+
+void
+llmgw_route_prefer(LlmRoute *route, const LlmModel *model)
+{
+	for (int i = 1; i < route->ncandidates; i++)
+	{
+		LlmCandidate c = route->candidates[i];
+
+		if (c.model != model || c.dropped != NULL)
+			continue;
+		memmove(&route->candidates[1], &route->candidates[0], sizeof(LlmCandidate) * i);
+		route->candidates[0] = c;
+		return;
+	}
 }

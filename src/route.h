@@ -21,6 +21,7 @@ typedef struct LlmCandidate
 	const char *dropped;		/* why it may not answer; NULL: it may */
 	const char *hint;			/* what would allow it; may be NULL */
 	LlmNano		estimate;		/* cost; LLMGW_COST_UNKNOWN */
+	bool		advised;		/* it is told of the schema in words only */
 } LlmCandidate;
 
 /* What routing needs to know of a call. */
@@ -32,13 +33,17 @@ typedef struct LlmRouteQuery
 	Oid			role;
 	Jsonb	   *tags;			/* NULL: none */
 	int64		characters;		/* of all that is sent */
-	int			max_tokens;		/* 0: not given */
+	int64		longest_input;	/* of embeddings: characters of one */
+	int			max_tokens;		/* 0: not given; or LLMGW_NO_OUTPUT */
+	const char *only_model;		/* of embeddings: as below, once known */
 
 	/* what the model must be able to do */
 	bool		needs_tools;
 	bool		needs_schema;
+	bool		may_advise;		/* or be told of the schema in words */
 	bool		needs_images;
 	bool		needs_image_urls;	/* that its provider fetches */
+	bool		needs_embedding;	/* instead of an answer */
 } LlmRouteQuery;
 
 typedef struct LlmRoute
@@ -52,11 +57,21 @@ typedef struct LlmRoute
 								 * each; NULL: none */
 } LlmRoute;
 
+/* The first that may answer; NULL: none. */
+extern const LlmCandidate *llmgw_route_first(const LlmRoute *route);
+
 /* Whether a name is an alias, or stands for a model that there is. */
 extern bool llmgw_route_knows(const LlmConfig *config, const char *model);
 
-/* The candidates, each once, palloc'd in the current context. */
+/*
+ * The candidates, each once, palloc'd in the current context.  Embeddings of two
+ * models cannot be compared: there only the first model that may answer is kept,
+ * with all its providers, and how long an input is has no say in which it is.
+ */
 extern void llmgw_route(const LlmConfig *config, const LlmRouteQuery *query,
 						LlmRoute *route);
+
+/* Puts this model first, where it may answer at all. */
+extern void llmgw_route_prefer(LlmRoute *route, const LlmModel *model);
 
 #endif							/* LLMGW_ROUTE_H */

@@ -387,13 +387,20 @@ my $r = row(q{llm_complete_detail('hi', model => 'gemini/counted')});
 is($r->{error_class}, 'timeout', 'stalled');
 cmp_ok(int($r->{cost_usd} * 1e6 + 0.5), '==', 10 + 5 * 100, 'what was counted until then is charged');
 
-# The reason to finish is enough: what becomes of the connection then does not matter.
+# The reason to finish is not enough, as some models give it with every chunk: the stream must also end in order.
 my $end = 'data: ' . $json->encode({ candidates => [ { content => { parts => [ { text => ' more' } ] }, finishReason => 'STOP' } ], %$counted }) . "\r\n\r\n";
 for my $then (qw(stall reset cut keep))
 {
 	$fake->script('counted', { chunks => [ 'data: ' . $json->encode($piece) . "\r\n\r\n", $end ], then => $then });
 	$r = row(q{llm_complete_detail('hi', model => 'gemini/counted')});
-	is_deeply([ @{$r}{qw(error_class response finish_reason output_tokens)} ], [ undef, 'some more', 'stop', 5 ], "ends, then: $then") or diag(explain($r));
+	if ($then eq 'keep')
+	{
+		is_deeply([ @{$r}{qw(error_class response finish_reason output_tokens)} ], [ undef, 'some more', 'stop', 5 ], "ends, then: $then") or diag(explain($r));
+	}
+	else
+	{
+		like($r->{error_class}, qr/^(?:timeout|network|malformed)$/, "ends, then: $then") or diag(explain($r));
+	}
 }
 
 # Bodies and events as they might be sent by somebody who means no good.
@@ -444,23 +451,19 @@ is_deeply([ @{$r}{qw(input_tokens cached_input_tokens output_tokens reasoning_to
 
 # Embeddings
 
-SKIP:
+models('gemini-embedding-001', 'embed-short', 'embed-ragged', 'embed-nan', 'embed-text');
+$request = request_of(
+	sub { is($s->value(q{SELECT array_length(llm_embed('a black cat', model => 'gemini/gemini-embedding-001', dimensions => 3, params => '{"extra": {"taskType": "RETRIEVAL_QUERY"}}'), 1)}), 3, 'an embedding') });
+is($request->{path}, '/v1beta/models/gemini-embedding-001:batchEmbedContents', 'path');
+is_deeply(
+	$request->{body},
+	{ requests => [ { model => 'models/gemini-embedding-001', content => { parts => [ { text => 'a black cat' } ] }, outputDimensionality => 3, taskType => 'RETRIEVAL_QUERY' } ] },
+	'body');
+for my $bad (qw(embed-short embed-ragged embed-nan embed-text))
 {
-	skip 'there is no llm_embed yet', 9 if $s->value(q{SELECT to_regproc('llm_embed') IS NULL}) eq 't';
-	models('gemini-embedding-001', 'embed-short', 'embed-ragged', 'embed-nan', 'embed-text');
-	$request = request_of(
-		sub { is($s->value(q{SELECT array_length(llm_embed('a black cat', model => 'gemini/gemini-embedding-001', dimensions => 3, params => '{"extra": {"taskType": "RETRIEVAL_QUERY"}}'), 1)}), 3, 'an embedding') });
-	is($request->{path}, '/v1beta/models/gemini-embedding-001:batchEmbedContents', 'path');
-	is_deeply(
-		$request->{body},
-		{ requests => [ { model => 'models/gemini-embedding-001', content => { parts => [ { text => 'a black cat' } ] }, outputDimensionality => 3, taskType => 'RETRIEVAL_QUERY' } ] },
-		'body');
-	for my $bad (qw(embed-short embed-ragged embed-nan embed-text))
-	{
-		error_ok($s->run("SELECT llm_embed('a black cat', model => 'gemini/$bad')"), { sqlstate => 'LG010' }, $bad);
-	}
-	error_ok($s->run(q{SELECT llm_embed('a black cat', model => 'gemini/status-404')}), { sqlstate => 'LG008' }, 'status-404');
+	error_ok($s->run("SELECT llm_embed('a black cat', model => 'gemini/$bad')"), { sqlstate => 'LG010' }, $bad);
 }
+error_ok($s->run(q{SELECT llm_embed('a black cat', model => 'gemini/status-404')}), { sqlstate => 'LG008' }, 'status-404');
 
 is($s->value(q{SELECT llm_complete('hi', model => 'gemini/other')}), 'echo: hi', 'the session goes on');
 $gw->no_crash_ok;
