@@ -6,7 +6,8 @@
  * One easy handle, one warm connection, the same request again and again, the
  * answer copied into a buffer and not looked at.
  *
- * Usage: rawloop URL CALLS [PROMPT_BYTES]	prints microseconds per call.
+ * Usage: rawloop URL CALLS [PROMPT_BYTES]	prints microseconds per call, and how
+ * many of them until the first bytes of the answer.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,6 +20,16 @@
 static char *buffer = NULL;
 static size_t used = 0;
 static size_t size = 0;
+static double first = 0;
+
+static double
+now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1e6 + ts.tv_nsec / 1e3;
+}
 
 static size_t
 on_body(char *bytes, size_t one, size_t n, void *arg)
@@ -32,18 +43,11 @@ on_body(char *bytes, size_t one, size_t n, void *arg)
 		if (buffer == NULL)
 			return 0;
 	}
+	if (used == 0)
+		first = now();
 	memcpy(buffer + used, bytes, n);
 	used += n;
 	return n;
-}
-
-static double
-now(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1e6 + ts.tv_nsec / 1e3;
 }
 
 int
@@ -55,6 +59,7 @@ main(int argc, char **argv)
 	long		bytes = argc > 3 ? atol(argv[3]) : 5;
 	char	   *body = malloc(bytes + 200);
 	double		start = 0;
+	double		waited = 0;
 
 	if (argc < 3 || curl == NULL || body == NULL)
 	{
@@ -81,6 +86,7 @@ main(int argc, char **argv)
 	/* the first call connects, and is not counted */
 	for (long i = 0; i <= calls; i++)
 	{
+		double		began = now();
 		CURLcode	rc;
 
 		used = 0;
@@ -92,8 +98,10 @@ main(int argc, char **argv)
 		}
 		if (i == 0)
 			start = now();
+		else
+			waited += first - began;
 	}
-	printf("%.2f\n", (now() - start) / calls);
+	printf("%.2f %.2f\n", (now() - start) / calls, waited / calls);
 	curl_easy_cleanup(curl);
 	return 0;
 }

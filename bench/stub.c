@@ -7,12 +7,13 @@
  * One thread, one epoll loop, answers prepared in advance.  What a request
  * gets is said by its path, so one server serves every measurement:
  *
- *		/l<ms>/b<bytes>/v1/chat/completions
+ *		/l<ms>/b<bytes>/p<ms>/v1/chat/completions
  *
  * waits that many milliseconds and answers with so many bytes of content (both
  * 0 where left out; 0 bytes: the word "ok").  A request whose body asks to
- * stream gets events of 64 bytes of content, up to 1,000 of them, otherwise one
- * JSON object.  Request bodies are read and thrown away.
+ * stream gets events of 64 bytes of content, up to 1,000 of them, with a pause
+ * of so many milliseconds after the first one; otherwise one JSON object.
+ * Request bodies are read and thrown away.
  *
  * Usage: stub [PORT]	prints "PORT n" and serves until its input ends.
  *
@@ -47,6 +48,7 @@ typedef struct Answer
 	bool		stream;
 	char	   *data;
 	size_t		len;
+	size_t		first;			/* of that, head and first event */
 } Answer;
 
 /* A connection: its request while it is read, its answer while it is sent. */
@@ -58,6 +60,7 @@ typedef struct Conn
 	bool		in_body;
 	bool		stream;
 	long		latency_ms;
+	long		pause_ms;
 	long		bytes;
 	const Answer *answer;
 	size_t		sent;
@@ -144,6 +147,7 @@ find_answer(long bytes, bool stream)
 	FILE	   *body;
 	char	   *text = NULL;
 	size_t		len = 0;
+	size_t		first = 0;
 	FILE	   *out;
 	long		left = bytes > 0 ? bytes : 2;
 
@@ -171,6 +175,11 @@ find_answer(long bytes, bool stream)
 				for (long i = 0; i < n; i++)
 					fputc('a' + i % 26, body);
 			fputs("\"},\"finish_reason\":null}]}\n\n", body);
+			if (first == 0)
+			{
+				fflush(body);
+				first = len;
+			}
 		}
 		fputs("data: {\"id\":\"stub\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"stub\",\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n"
 			  "data: {\"id\":\"stub\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"stub\",\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":1,\"total_tokens\":6}}\n\n"
@@ -193,6 +202,8 @@ find_answer(long bytes, bool stream)
 	out = open_memstream(&a->data, &a->len);
 	fprintf(out, "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %zu\r\n\r\n",
 			stream ? "text/event-stream" : "application/json", len);
+	fflush(out);
+	a->first = a->len + first;
 	fwrite(text, 1, len, out);
 	fclose(out);
 	free(text);
@@ -221,11 +232,12 @@ static void
 send_answer(int fd)
 {
 	Conn	   *c = conns[fd];
+	bool		pauses = c->pause_ms > 0 && c->stream && c->sent < c->answer->first;
+	size_t		end = pauses ? c->answer->first : c->answer->len;
 
-	while (c->sent < c->answer->len)
+	while (c->sent < end)
 	{
-		ssize_t		n = send(fd, c->answer->data + c->sent,
-							 c->answer->len - c->sent, MSG_NOSIGNAL);
+		ssize_t		n = send(fd, c->answer->data + c->sent, end - c->sent, MSG_NOSIGNAL);
 
 		if (n < 0 && errno == EAGAIN)
 		{
@@ -238,6 +250,11 @@ send_answer(int fd)
 			return;
 		}
 		c->sent += n;
+	}
+	if (pauses)
+	{
+		push_timer((Timer) {now_us() + c->pause_ms * 1000, fd, c->generation});
+		return;
 	}
 	if (c->sent > 65536)
 		watch(fd, EPOLLIN);
@@ -266,16 +283,18 @@ parse_head(Conn *c, const char *end)
 {
 	char	   *p;
 
-	c->latency_ms = c->bytes = 0;
+	c->latency_ms = c->bytes = c->pause_ms = 0;
 	if ((p = strstr(c->head, "/l")) != NULL && p < strchr(c->head, '\n'))
 		c->latency_ms = atol(p + 2);
 	if ((p = strstr(c->head, "/b")) != NULL && p < strchr(c->head, '\n'))
 		c->bytes = atol(p + 2);
+	if ((p = strstr(c->head, "/p")) != NULL && p < strchr(c->head, '\n'))
+		c->pause_ms = atol(p + 2);
 	p = strcasestr(c->head, "\ncontent-length:");
 	c->body_left = p && p < end ? strtoul(p + 16, NULL, 10) : 0;
 	c->stream = false;
 	c->in_body = true;
-	return c->latency_ms >= 0 && c->bytes >= 0;
+	return c->latency_ms >= 0 && c->bytes >= 0 && c->pause_ms >= 0;
 }
 
 static void

@@ -427,12 +427,15 @@ llmgw_loop_turn(LlmInstant until)
 	(void) llmgw_loop_multi();
 	CHECK_FOR_INTERRUPTS();
 
-	/* what is due already is done without waiting */
+	/*
+	 * What is due already is done without waiting; but first what has come,
+	 * which is not late only because nobody has looked for a while.
+	 */
 	now = llmgw_now();
 	if (loop.curl_at <= now)
 	{
 		llmgw_curl_enter(&guard);
-		run_curl(false, now);
+		run_curl(true, now);
 		llmgw_curl_leave(&guard);
 		run_timers(now);
 		return;
