@@ -212,7 +212,7 @@ llmgw_detail_row(const LlmCall *call, Datum *values, bool *nulls)
 }
 
 Datum
-llmgw_sql_complete_detail(PG_FUNCTION_ARGS)
+llmgw_return_detail(FunctionCallInfo fcinfo, LlmMakeCall make)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Datum		values[LLMGW_NDETAIL];
@@ -228,7 +228,7 @@ llmgw_sql_complete_detail(PG_FUNCTION_ARGS)
 	context = AllocSetContextCreate(CurrentMemoryContext, "llm_gateway run",
 									ALLOCSET_SMALL_SIZES);
 	old = MemoryContextSwitchTo(context);
-	call = complete(fcinfo, context);
+	call = make(fcinfo, context);
 	if (call->error == LLMGW_OK)
 		llmgw_warn_if_cut(call);
 	llmgw_detail_row(call, values, nulls);
@@ -236,4 +236,10 @@ llmgw_sql_complete_detail(PG_FUNCTION_ARGS)
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(context);
 	return (Datum) 0;
+}
+
+Datum
+llmgw_sql_complete_detail(PG_FUNCTION_ARGS)
+{
+	return llmgw_return_detail(fcinfo, complete);
 }

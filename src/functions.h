@@ -92,6 +92,13 @@ extern void llmgw_run_unbooked(LlmCall *call, MemoryContext context);
 /* An answer that ends because of a token limit: says so, and whose it was. */
 extern void llmgw_warn_if_cut(const LlmCall *call);
 
+/*
+ * The one row of a function that returns DETAIL; none for a NULL prompt.  make()
+ * makes the call that the arguments describe, in the context, and drives it.
+ */
+typedef LlmCall *(*LlmMakeCall) (FunctionCallInfo fcinfo, MemoryContext context);
+extern Datum llmgw_return_detail(FunctionCallInfo fcinfo, LlmMakeCall make);
+
 /* Whether on_error = 'null' turns an error of that SQLSTATE into NULL. */
 extern bool llmgw_may_be_null(int sqlstate);
 

@@ -7,7 +7,6 @@
  */
 #include "postgres.h"
 
-#include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -92,26 +91,5 @@ chat(FunctionCallInfo fcinfo, MemoryContext context)
 Datum
 llmgw_sql_chat(PG_FUNCTION_ARGS)
 {
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	Datum		values[LLMGW_NDETAIL];
-	bool		nulls[LLMGW_NDETAIL];
-	MemoryContext context;
-	MemoryContext old;
-	LlmCall    *call;
-
-	InitMaterializedSRF(fcinfo, 0);
-	if (PG_ARGISNULL(LLMGW_ARG_PROMPT))
-		return (Datum) 0;
-
-	context = AllocSetContextCreate(CurrentMemoryContext, "llm_gateway run",
-									ALLOCSET_SMALL_SIZES);
-	old = MemoryContextSwitchTo(context);
-	call = chat(fcinfo, context);
-	if (call->error == LLMGW_OK)
-		llmgw_warn_if_cut(call);
-	llmgw_detail_row(call, values, nulls);
-	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-	MemoryContextSwitchTo(old);
-	MemoryContextDelete(context);
-	return (Datum) 0;
+	return llmgw_return_detail(fcinfo, chat);
 }
