@@ -11,6 +11,7 @@ use Test::More;
 use Time::HiRes qw(time);
 
 use lib $FindBin::Bin;
+use DialectTest qw(row chat request_of tool);
 use LlmGateway qw($KEY error_ok literal);
 
 my $json = JSON::PP->new->canonical->utf8(0);
@@ -19,6 +20,7 @@ my ($true, $false) = (JSON::PP::true, JSON::PP::false);
 my $gw = LlmGateway->new(name => 'gemini');
 my $fake = $gw->fake;
 my $s = $gw->session;
+DialectTest::use_session($gw, $s);
 my $root = 'http://' . $fake->host . ':' . $fake->port;
 
 $gw->sql('UPDATE llm_error_policies SET backoff_ms = least(backoff_ms, 10), max_retries = least(max_retries, 1)');
@@ -35,33 +37,8 @@ sub models
 	return;
 }
 
-# The row of llm_chat or llm_complete_detail, as a hash.
-sub row
-{
-	my ($call) = @_;
-	return decode_json($s->value(encode('UTF-8', "SELECT row_to_json(r) FROM $call AS r")));
-}
-
-sub chat
-{
-	my ($messages, %arguments) = @_;
-	$messages = $json->encode(ref $messages ? $messages : [ { role => 'user', content => $messages } ]);
-	my $list = join ', ', literal($messages), map { "$_ => " . (ref $arguments{$_} ? literal($json->encode($arguments{$_})) : literal($arguments{$_})) } sort keys %arguments;
-	return row("llm_chat($list)");
-}
-
-# Calls it, and returns the only request that it made.
-sub request_of
-{
-	my ($call) = @_;
-	my $requests = $gw->requests($call);
-	is(scalar @$requests, 1, 'one request');
-	return $requests->[0];
-}
-
 sub user { return { role => 'user', parts => [ map { ref $_ ? $_ : { text => $_ } } @_ ] } }
 sub model { return { role => 'model', parts => [ map { ref $_ ? $_ : { text => $_ } } @_ ] } }
-sub tool { my ($name, %more) = @_; return { type => 'function', function => { name => $name, %more } } }
 
 # What is sent
 

@@ -9,6 +9,7 @@ use JSON::PP;
 use Test::More;
 
 use lib $FindBin::Bin;
+use DialectTest qw(row chat request_of tool);
 use LlmGateway qw($KEY error_ok literal);
 
 my $json = JSON::PP->new->canonical->utf8(0);
@@ -17,6 +18,7 @@ my ($true, $false) = (JSON::PP::true, JSON::PP::false);
 my $gw = LlmGateway->new(name => 'ollama');
 my $fake = $gw->fake;
 my $s = $gw->session;
+DialectTest::use_session($gw, $s);
 my $root = 'http://' . $fake->host . ':' . $fake->port;
 
 $gw->sql('UPDATE llm_error_policies SET backoff_ms = least(backoff_ms, 10), max_retries = least(max_retries, 1)');
@@ -33,31 +35,6 @@ sub models
 	return;
 }
 
-# The row of llm_chat or llm_complete_detail, as a hash.
-sub row
-{
-	my ($call) = @_;
-	return decode_json($s->value(encode('UTF-8', "SELECT row_to_json(r) FROM $call AS r")));
-}
-
-sub chat
-{
-	my ($messages, %arguments) = @_;
-	$messages = $json->encode(ref $messages ? $messages : [ { role => 'user', content => $messages } ]);
-	my $list = join ', ', literal($messages), map { "$_ => " . (ref $arguments{$_} ? literal($json->encode($arguments{$_})) : literal($arguments{$_})) } sort keys %arguments;
-	return row("llm_chat($list)");
-}
-
-# Calls it, and returns the only request that it made.
-sub request_of
-{
-	my ($call) = @_;
-	my $requests = $gw->requests($call);
-	is(scalar @$requests, 1, 'one request');
-	return $requests->[0];
-}
-
-sub tool { my ($name, %more) = @_; return { type => 'function', function => { name => $name, %more } } }
 
 # What is sent
 

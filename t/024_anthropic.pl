@@ -13,6 +13,7 @@ use Test::More;
 use Time::HiRes qw(time);
 
 use lib $FindBin::Bin;
+use DialectTest qw(row chat request_of);
 use LlmGateway qw($KEY error_ok literal);
 
 my $json = JSON::PP->new->canonical->utf8(0);
@@ -21,6 +22,7 @@ my ($true, $false) = (JSON::PP::true, JSON::PP::false);
 my $gw = LlmGateway->new(name => 'anthropic');
 my $fake = $gw->fake;
 my $s = $gw->session;
+DialectTest::use_session($gw, $s);
 my $root = 'http://' . $fake->host . ':' . $fake->port . '/anthropic';
 
 $gw->sql('UPDATE llm_error_policies SET backoff_ms = least(backoff_ms, 10), max_retries = least(max_retries, 1)');
@@ -39,30 +41,6 @@ sub models
 	my @names = @_;
 	$gw->add_models($_, @names, {%prices}) for qw(claude plain);
 	return;
-}
-
-# The row of llm_chat or llm_complete_detail, as a hash.
-sub row
-{
-	my ($call) = @_;
-	return decode_json($s->value(encode('UTF-8', "SELECT row_to_json(r) FROM $call AS r")));
-}
-
-sub chat
-{
-	my ($messages, %arguments) = @_;
-	$messages = $json->encode(ref $messages ? $messages : [ { role => 'user', content => $messages } ]);
-	my $list = join ', ', literal($messages), map { "$_ => " . (ref $arguments{$_} ? literal($json->encode($arguments{$_})) : literal($arguments{$_})) } sort keys %arguments;
-	return row("llm_chat($list)");
-}
-
-# Calls it, and returns the only request that it made.
-sub request_of
-{
-	my ($call) = @_;
-	my $requests = $gw->requests($call);
-	is(scalar @$requests, 1, 'one request');
-	return $requests->[0];
 }
 
 # What is sent
