@@ -20,14 +20,25 @@
 #include "utils/jsonb.h"
 #include "utils/relcache.h"
 
+#include "breaker.h"
 #include "dialect.h"
 #include "errors.h"
+#include "limiter.h"
 #include "secret.h"
 
 /* USD per one million tokens in nano-dollars; -1: unknown */
 typedef int64 LlmPrice;
 
 #define LLMGW_PRICE_UNKNOWN		((LlmPrice) -1)
+
+/* How it is asked whether an endpoint works (llm_providers.probe). */
+typedef enum LlmProbeKind
+{
+	LLMGW_PROBE_MODELS,			/* its list of models */
+	LLMGW_PROBE_COMPLETION,		/* a tiny completion */
+	LLMGW_PROBE_URL,
+	LLMGW_PROBE_NONE			/* not at all: the next call finds out */
+} LlmProbeKind;
 
 typedef struct LlmProvider
 {
@@ -51,6 +62,15 @@ typedef struct LlmProvider
 	int			total_ms;
 	Jsonb	   *options;		/* NULL: none */
 	bool		stream;			/* options.stream, default true */
+	LlmLimits	limits;
+	LlmBreakerSettings breaker;
+	LlmProbeKind probe;
+	const char *probe_url;		/* of LLMGW_PROBE_URL */
+	uint64		fingerprint;	/* of kind, URL and key reference */
+	uint64		row_mark;		/* another one after any write of the row */
+
+	/* learned: where its slot was last seen; see endpoint.h */
+	struct LlmEndpoint *endpoint;
 } LlmProvider;
 
 typedef struct LlmTier

@@ -20,6 +20,7 @@
 #include "access/htup_details.h"
 #include "access/relation.h"
 #include "access/stratnum.h"
+#include "access/sysattr.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "catalog/dependency.h"
@@ -27,6 +28,7 @@
 #include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "common/hashfn.h"
 #include "executor/tuptable.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -354,6 +356,49 @@ read_task(LlmConfig *config, Row *row, void *items, int i)
 }
 
 static void
+read_probe(Row *row, LlmProvider *p)
+{
+	const char *probe = text_column(row, "probe");
+
+	if (probe == NULL || strcmp(probe, "models") == 0)
+		p->probe = LLMGW_PROBE_MODELS;
+	else if (strcmp(probe, "completion") == 0)
+		p->probe = LLMGW_PROBE_COMPLETION;
+	else if (strcmp(probe, "none") == 0)
+		p->probe = LLMGW_PROBE_NONE;
+	else
+	{
+		p->probe = LLMGW_PROBE_URL;
+		p->probe_url = probe;
+	}
+}
+
+/* Goes on with a hash; NULL is unlike every text. */
+static uint64
+hash_text(uint64 hash, const char *text)
+{
+	if (text == NULL)
+		return hash_combine64(hash, 1);
+	return hash_combine64(hash, DatumGetUInt64(hash_any_extended((const unsigned char *) text,
+																 strlen(text), 0)));
+}
+
+/* Every write makes another version of a row, at another place. */
+static uint64
+row_mark(Row *row)
+{
+	bool		isnull;
+	TransactionId xmin = DatumGetTransactionId(slot_getsysattr(row->slot,
+															   MinTransactionIdAttributeNumber,
+															   &isnull));
+	ItemPointer tid = &row->slot->tts_tid;
+
+	return hash_combine64(murmurhash32(xmin),
+						  ((uint64) ItemPointerGetBlockNumberNoCheck(tid) << 16) |
+						  ItemPointerGetOffsetNumberNoCheck(tid));
+}
+
+static void
 read_provider(LlmConfig *config, Row *row, void *items, int i)
 {
 	LlmProvider *p = (LlmProvider *) items + i;
@@ -392,6 +437,15 @@ read_provider(LlmConfig *config, Row *row, void *items, int i)
 	p->options = jsonb_column(row, "options");
 	p->stream = p->options == NULL ||
 		llmgw_json_get_bool(&p->options->root, true, "stream", NULL);
+	p->limits.concurrency = int_column(row, "max_concurrency", 0);
+	p->limits.requests = int_column(row, "requests_per_minute", 0);
+	p->limits.tokens = int_column(row, "tokens_per_minute", 0);
+	p->breaker.failures = int_column(row, "breaker_failures", 1);
+	p->breaker.window_us = (int64) ms_column(row, "breaker_window", 0) * 1000;
+	p->breaker.cooldown_us = (int64) ms_column(row, "breaker_cooldown", 0) * 1000;
+	read_probe(row, p);
+	p->fingerprint = hash_text(hash_text(hash_text(0, p->kind), p->base_url), p->api_key);
+	p->row_mark = row_mark(row);
 }
 
 static void

@@ -22,10 +22,13 @@
 #include "json.h"
 
 int			llmgw_max_databases;
+int			llmgw_max_providers;
 
 int			llmgw_ledger_buffer;
 int			llmgw_retention;
 int			llmgw_worker_idle_timeout;
+int			llmgw_probe_interval;
+int			llmgw_load_balancing;
 
 bool		llmgw_enabled;
 char	   *llmgw_allowed_hosts;
@@ -59,6 +62,14 @@ static const struct config_enum_entry cache_options[] = {
 	{"on", LLMGW_CACHE_ON, false},
 	{"refresh", LLMGW_CACHE_REFRESH, false},
 	{"only", LLMGW_CACHE_ONLY, false},
+	{NULL, 0, false}
+};
+
+static const struct config_enum_entry balancing_options[] = {
+	{"weighted", LLMGW_BALANCE_WEIGHTED, false},
+	{"round_robin", LLMGW_BALANCE_ROUND_ROBIN, false},
+	{"least_busy", LLMGW_BALANCE_LEAST_BUSY, false},
+	{"lowest_latency", LLMGW_BALANCE_LOWEST_LATENCY, false},
 	{NULL, 0, false}
 };
 
@@ -326,6 +337,12 @@ define_server_settings(void)
 							&llmgw_max_databases, 64, 1, 10000,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 
+	DefineCustomIntVariable("llm_gateway.max_providers",
+							"Sets how many providers of the cluster have a circuit breaker and limits.",
+							"Each takes some five kilobytes of shared memory.",
+							&llmgw_max_providers, 256, 1, 10000,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+
 	DefineCustomIntVariable("llm_gateway.ledger_buffer",
 							"Sets how much the spool of a database may hold.",
 							"Records of calls wait there for the ledger. When it is full, calls are refused.",
@@ -343,6 +360,18 @@ define_server_settings(void)
 							"The next call starts another one. Zero lets it stay.",
 							&llmgw_worker_idle_timeout, 60000, 0, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+
+	DefineCustomIntVariable("llm_gateway.probe_interval",
+							"Sets after which time without calls a provider is probed.",
+							"Zero probes only providers whose circuit breaker is open.",
+							&llmgw_probe_interval, 0, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+
+	DefineCustomEnumVariable("llm_gateway.load_balancing",
+							 "Sets how calls are shared out among the providers of a model.",
+							 NULL,
+							 &llmgw_load_balancing, LLMGW_BALANCE_WEIGHTED, balancing_options,
+							 PGC_SIGHUP, 0, NULL, NULL, NULL);
 }
 
 static void

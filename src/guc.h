@@ -33,13 +33,25 @@ typedef enum LlmOptimize
 	LLMGW_OPTIMIZE_SPEED
 } LlmOptimize;
 
+/* Among providers of one model; see balance.h. */
+typedef enum LlmBalancing
+{
+	LLMGW_BALANCE_WEIGHTED,
+	LLMGW_BALANCE_ROUND_ROBIN,
+	LLMGW_BALANCE_LEAST_BUSY,
+	LLMGW_BALANCE_LOWEST_LATENCY
+} LlmBalancing;
+
 /* set when the server starts */
 extern int	llmgw_max_databases;
+extern int	llmgw_max_providers;
 
 /* set in postgresql.conf */
 extern int	llmgw_ledger_buffer;	/* kB */
 extern int	llmgw_retention;	/* minutes; 0: for ever */
 extern int	llmgw_worker_idle_timeout;	/* ms; 0: never */
+extern int	llmgw_probe_interval;	/* ms; 0: idle providers are not probed */
+extern int	llmgw_load_balancing;	/* LlmBalancing */
 
 /* set by superusers */
 extern bool llmgw_enabled;

@@ -51,7 +51,7 @@ typedef struct LlmIdShared
 static LlmIdShared *shared = NULL;
 static LWLockPadded *locks = NULL;
 
-#define MAX_PARTS	8
+#define MAX_PARTS	16
 
 static const LlmSharedPart *parts[MAX_PARTS];
 static int	nparts = 0;

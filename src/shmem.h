@@ -31,6 +31,7 @@ typedef enum LlmSharedLock
 {
 	LLMGW_LOCK_REQUEST_ID,
 	LLMGW_LOCK_SPOOL,
+	LLMGW_LOCK_ENDPOINTS,		/* endpoint.h */
 	LLMGW_NLOCKS
 } LlmSharedLock;
 
