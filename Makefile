@@ -10,8 +10,13 @@ PGFILEDESC = "llm_gateway - large language models from SQL"
 MODULE_big = llm_gateway
 OBJS = \
 	llm_gateway.o \
+	src/breaker.o \
+	src/balance.o \
 	src/call.o \
+	src/call_degrade.o \
 	src/call_end.o \
+	src/call_next.o \
+	src/call_probe.o \
 	src/call_record.o \
 	src/call_schema.o \
 	src/config.o \
@@ -19,6 +24,7 @@ OBJS = \
 	src/config_host.o \
 	src/config_load.o \
 	src/config_refs.o \
+	src/config_rows.o \
 	src/config_rules.o \
 	src/config_seed.o \
 	src/config_write.o \
@@ -39,10 +45,16 @@ OBJS = \
 	src/dialect_openai.o \
 	src/dialect_openai_answer.o \
 	src/dialect_openai_schema.o \
+	src/dialect_params.o \
 	src/dialect_reader.o \
 	src/dialect_request.o \
 	src/dialect_tools.o \
 	src/dialect_vectors.o \
+	src/endpoint.o \
+	src/endpoint_admit.o \
+	src/endpoint_events.o \
+	src/endpoint_health.o \
+	src/endpoint_status.o \
 	src/engine.o \
 	src/errors.o \
 	src/functions.o \
@@ -52,10 +64,12 @@ OBJS = \
 	src/functions_batch.o \
 	src/functions_chat.o \
 	src/functions_embed.o \
+	src/functions_embed_batch.o \
 	src/functions_grant.o \
 	src/functions_json.o \
 	src/functions_prices.o \
 	src/functions_prices_entry.o \
+	src/functions_provider.o \
 	src/functions_secret.o \
 	src/functions_status.o \
 	src/functions_stream.o \
@@ -76,6 +90,7 @@ OBJS = \
 	src/launcher.o \
 	src/ledger.o \
 	src/ledger_book.o \
+	src/ledger_events.o \
 	src/ledger_facts.o \
 	src/ledger_hash.o \
 	src/ledger_open.o \
@@ -88,6 +103,7 @@ OBJS = \
 	src/ledger_spend.o \
 	src/ledger_tables.o \
 	src/lifecycle.o \
+	src/limiter.o \
 	src/loop.o \
 	src/presets.o \
 	src/route.o \
@@ -99,7 +115,10 @@ OBJS = \
 	src/spool_write.o \
 	src/sse.o \
 	src/worker.o \
-	src/worker_settings.o
+	src/worker_attempt.o \
+	src/worker_probe.o \
+	src/worker_settings.o \
+	src/worker_slot.o
 
 DATA = llm_gateway--1.0.sql
 

@@ -137,7 +137,7 @@ IS 'providers that go down together share one; NULL: the name of the provider';
 COMMENT ON COLUMN @extschema@.llm_providers.enabled
 IS 'false: none of its models is a candidate';
 COMMENT ON COLUMN @extschema@.llm_providers.weight
-IS 'share of the calls among providers of one model, multiplied by the weight of the model';
+IS 'share of the calls among providers of one model, multiplied by the weight of the model; 0: only after all others';
 COMMENT ON COLUMN @extschema@.llm_providers.max_concurrency
 IS 'most calls under way at one time; NULL: not limited';
 COMMENT ON COLUMN @extschema@.llm_providers.requests_per_minute
@@ -211,13 +211,13 @@ IS 'most tokens of prompt and answer together; NULL: unknown';
 COMMENT ON COLUMN @extschema@.llm_models.max_output_tokens
 IS 'most tokens of an answer; NULL: unknown';
 COMMENT ON COLUMN @extschema@.llm_models.capabilities
-IS 'what the model can do: chat, tools, json_schema, image, embedding, ...; NULL: unknown, no call is kept from it';
+IS 'what the model can do: chat, temperature, reasoning, tools, json_schema, image, embedding, ...; a call that requires more is kept from it, what is only wanted is left out; NULL: unknown, no call is kept from it';
 COMMENT ON COLUMN @extschema@.llm_models.first_byte_timeout
 IS 'in place of the one of the provider; NULL: that one';
 COMMENT ON COLUMN @extschema@.llm_models.total_timeout
 IS 'in place of the one of the provider; NULL: that one';
 COMMENT ON COLUMN @extschema@.llm_models.weight
-IS 'share of the calls among providers of this model, multiplied by the weight of the provider';
+IS 'share of the calls among providers of this model, multiplied by the weight of the provider; 0: only after all others';
 COMMENT ON COLUMN @extschema@.llm_models.enabled
 IS 'false: the model is no candidate';
 
@@ -774,6 +774,44 @@ IS 'what the requests were estimated to cost';
 COMMENT ON COLUMN @extschema@.llm_daily_spend.cost_usd
 IS 'what the attempts cost, without the unpriced ones';
 
+-- What circuit breakers did.  Few rows; what they say of a provider is no
+-- secret of a role, so they have no row security.
+CREATE TABLE @extschema@.llm_breaker_events (
+    event_id bigint PRIMARY KEY,
+    at timestamptz NOT NULL,
+    provider text NOT NULL,
+    from_state text NOT NULL,
+    to_state text NOT NULL,
+    reason text,
+    error_class text,
+    message text,
+    consecutive_failures integer NOT NULL,
+    next_probe_at timestamptz
+) USING heap;
+REVOKE ALL ON TABLE @extschema@.llm_breaker_events FROM PUBLIC;
+COMMENT ON TABLE @extschema@.llm_breaker_events
+IS 'every change of a circuit breaker: when a provider was no longer asked, why, and when it was again';
+COMMENT ON COLUMN @extschema@.llm_breaker_events.event_id
+IS 'a number that rises with time, unique in the cluster; from the same source as request_id';
+COMMENT ON COLUMN @extschema@.llm_breaker_events.at
+IS 'when it changed';
+COMMENT ON COLUMN @extschema@.llm_breaker_events.provider
+IS 'the provider; a long name is shortened';
+COMMENT ON COLUMN @extschema@.llm_breaker_events.from_state
+IS 'closed, open or half_open: the state before';
+COMMENT ON COLUMN @extschema@.llm_breaker_events.to_state
+IS 'the state after';
+COMMENT ON COLUMN @extschema@.llm_breaker_events.reason
+IS 'why it is, or was, not closed: outage (failures), auth (the key is refused), quota (no credit is left) or operator (opened by hand)';
+COMMENT ON COLUMN @extschema@.llm_breaker_events.error_class
+IS 'the error that made the change, in the words of llm_error_policies; NULL: none did';
+COMMENT ON COLUMN @extschema@.llm_breaker_events.message
+IS 'what the provider or the network said of it, shortened';
+COMMENT ON COLUMN @extschema@.llm_breaker_events.consecutive_failures
+IS 'failures in a row up to then';
+COMMENT ON COLUMN @extschema@.llm_breaker_events.next_probe_at
+IS 'from when the provider is asked again whether it works; NULL: it is not, or need not be';
+
 -- From where the worker reads on.  Written with the rows that it read, so that
 -- each record is booked once; of no meaning elsewhere, so never dumped.
 CREATE TABLE @extschema@._llm_spool_position (
@@ -820,6 +858,7 @@ IS 'the records';
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_requests', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_attempts', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_daily_spend', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_breaker_events', '');
 
 CREATE FUNCTION @extschema@._llm_worker_status()
 RETURNS TABLE (
@@ -834,12 +873,37 @@ RETURNS TABLE (
     discarded bigint,
     last_booked timestamptz,
     last_error text,
-    last_error_at timestamptz)
+    last_error_at timestamptz,
+    notice text)
 AS 'MODULE_PATHNAME', 'llmgw_sql_worker_status'
 LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10 ROWS 2;
 REVOKE ALL ON FUNCTION @extschema@._llm_worker_status() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@._llm_worker_status()
 IS 'internal: the rows of llm_worker_status';
+
+CREATE FUNCTION @extschema@._llm_provider_status()
+RETURNS TABLE (
+    provider text,
+    state text,
+    consecutive_failures integer,
+    opened_at timestamptz,
+    next_probe_at timestamptz,
+    in_flight integer,
+    latency_ms integer,
+    successes bigint,
+    failures bigint,
+    rate_limited_until timestamptz,
+    reason text,
+    waiting integer,
+    last_error text,
+    last_error_at timestamptz,
+    last_probe_at timestamptz,
+    last_probe_ok boolean)
+AS 'MODULE_PATHNAME', 'llmgw_sql_provider_status'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10 ROWS 10;
+REVOKE ALL ON FUNCTION @extschema@._llm_provider_status() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@._llm_provider_status()
+IS 'internal: the rows of llm_provider_status';
 
 
 -- ---------------------------------------------------------------------------
@@ -1019,6 +1083,46 @@ COMMENT ON COLUMN @extschema@.llm_worker_status.last_error
 IS 'what last went wrong; NULL: nothing has since the server started';
 COMMENT ON COLUMN @extschema@.llm_worker_status.last_error_at
 IS 'when that was';
+COMMENT ON COLUMN @extschema@.llm_worker_status.notice
+IS 'what an administrator should know: of the launcher, providers that found no free slot (llm_gateway.max_providers); NULL: nothing';
+
+CREATE VIEW @extschema@.llm_provider_status WITH (security_invoker = true) AS
+SELECT * FROM @extschema@._llm_provider_status();
+REVOKE ALL ON TABLE @extschema@.llm_provider_status FROM PUBLIC;
+COMMENT ON VIEW @extschema@.llm_provider_status
+IS 'how each provider is doing at this moment, as all sessions of this database know it; counts begin when the server starts, or when kind, URL or key reference change';
+COMMENT ON COLUMN @extschema@.llm_provider_status.provider
+IS 'the provider, a row of llm_providers';
+COMMENT ON COLUMN @extschema@.llm_provider_status.state
+IS 'of its circuit breaker: closed (calls go there), open (they do not), half_open (a probe is under way)';
+COMMENT ON COLUMN @extschema@.llm_provider_status.consecutive_failures
+IS 'failures in a row, since the last success';
+COMMENT ON COLUMN @extschema@.llm_provider_status.opened_at
+IS 'since when it is not closed; NULL: it is';
+COMMENT ON COLUMN @extschema@.llm_provider_status.next_probe_at
+IS 'from when it is asked whether it works; NULL: no probe is to come';
+COMMENT ON COLUMN @extschema@.llm_provider_status.in_flight
+IS 'calls under way';
+COMMENT ON COLUMN @extschema@.llm_provider_status.latency_ms
+IS 'mean time to an answer, in milliseconds, recent ones counting most; NULL: none yet';
+COMMENT ON COLUMN @extschema@.llm_provider_status.successes
+IS 'attempts that were answered';
+COMMENT ON COLUMN @extschema@.llm_provider_status.failures
+IS 'attempts that failed';
+COMMENT ON COLUMN @extschema@.llm_provider_status.rate_limited_until
+IS 'until when the provider asked to be left alone; NULL: it did not';
+COMMENT ON COLUMN @extschema@.llm_provider_status.reason
+IS 'why it is not closed: outage (failures), auth (the key is refused), quota (no credit is left) or operator (opened by hand); NULL: it is closed';
+COMMENT ON COLUMN @extschema@.llm_provider_status.waiting
+IS 'calls that wait for one of its limits';
+COMMENT ON COLUMN @extschema@.llm_provider_status.last_error
+IS 'class and message of the last failure; NULL: none yet';
+COMMENT ON COLUMN @extschema@.llm_provider_status.last_error_at
+IS 'when that was';
+COMMENT ON COLUMN @extschema@.llm_provider_status.last_probe_at
+IS 'when it was last probed; NULL: never';
+COMMENT ON COLUMN @extschema@.llm_provider_status.last_probe_ok
+IS 'whether that probe was answered';
 
 
 -- ---------------------------------------------------------------------------
@@ -1090,7 +1194,7 @@ AS 'MODULE_PATHNAME', 'llmgw_sql_complete_detail'
 LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10000 ROWS 1;
 REVOKE ALL ON FUNCTION @extschema@.llm_complete_detail FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.llm_complete_detail
-IS 'the answer of a language model with who gave it, what it cost and, if there is none, why';
+IS 'the answer of a language model with who gave it, what it cost, what the model was not sent because it cannot take it (degraded) and, if there is no answer, why';
 
 CREATE FUNCTION @extschema@.llm_complete_json(
     prompt text,
@@ -1337,6 +1441,32 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 REVOKE ALL ON FUNCTION @extschema@.llm_drop_secret FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.llm_drop_secret
 IS 'deletes a stored key; whether there was one';
+
+-- At once, for all sessions, and not undone by ROLLBACK: what it asks is asked,
+-- what it changes is in shared memory.
+CREATE FUNCTION @extschema@.llm_probe(provider text)
+RETURNS TABLE (provider text, ok boolean, latency_ms integer, error_class text, message text)
+AS 'MODULE_PATHNAME', 'llmgw_sql_probe'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10000 ROWS 1;
+REVOKE ALL ON FUNCTION @extschema@.llm_probe FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.llm_probe
+IS 'asks a provider, as llm_providers.probe says, whether it works, and lets its circuit breaker know';
+
+CREATE FUNCTION @extschema@.llm_breaker_open(provider text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'llmgw_sql_breaker_open'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 100;
+REVOKE ALL ON FUNCTION @extschema@.llm_breaker_open FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.llm_breaker_open
+IS 'takes a provider out of service, at once and for all sessions, until llm_breaker_reset; not undone by ROLLBACK, and forgotten when the server restarts';
+
+CREATE FUNCTION @extschema@.llm_breaker_reset(provider text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'llmgw_sql_breaker_reset'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 100;
+REVOKE ALL ON FUNCTION @extschema@.llm_breaker_reset FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.llm_breaker_reset
+IS 'closes a provider''s circuit breaker, whatever opened it, and forgets its failures; at once and for all sessions, not undone by ROLLBACK';
 
 -- Grants what its caller could grant by hand; nothing that it gives includes
 -- these two.

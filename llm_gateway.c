@@ -12,8 +12,10 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 
+#include "balance.h"
 #include "compat.h"
 #include "config.h"
+#include "endpoint.h"
 #include "guc.h"
 #include "launcher.h"
 #include "lifecycle.h"
@@ -44,6 +46,8 @@ _PG_init(void)
 	llmgw_shmem_init();
 	llmgw_config_init();
 	llmgw_spool_init();
+	llmgw_endpoint_init();
+	llmgw_balance_init();
 	llmgw_launcher_init();
 	llmgw_lifecycle_init();
 }

@@ -365,9 +365,13 @@ test(const uint8_t *data, size_t size)
 			MemoryContextSwitchTo(scratch);
 			dialect->read_error(&call, statuses[how % lengthof(statuses)], body, size,
 								&answer);
+			llmgw_params_read_refusal(statuses[how % lengthof(statuses)], body, size, &answer);
 			CLAIM(CurrentMemoryContext == scratch);
 			MemoryContextSwitchTo(answer_context);
 			CLAIM(answer.error != LLMGW_OK && !answer.complete);
+			CLAIM(answer.refused >> LLMGW_NPARAMS == 0);
+			CLAIM(answer.refused == 0 || (answer.error == LLMGW_INVALID_REQUEST &&
+										  answer.how_refused != LLMGW_REFUSED_NOTHING));
 			end_answer(&answer);
 			break;
 		case 3:

@@ -2,7 +2,8 @@
  *
  * sse.c (fuzz)
  *	  Any bytes as a stream of events or of lines of JSON, in any pieces: the
- *	  events are those that the plainest reading of the standard finds.
+ *	  events are those that the plainest reading of the standard finds, and of
+ *	  the exception that sse.h makes.
  *
  * The input's first byte chooses the framing and after how many events the
  * reader has enough, the second the pieces.
@@ -50,6 +51,7 @@ read_plainly(LlmFraming framing, const uint8_t *bytes, size_t size, Log *log)
 	StringInfoData data;
 	char		event[64] = "";
 	bool		has_data = false;
+	bool		bare = false;	/* data is JSON that is no event's */
 	size_t		i = 0;
 
 	initStringInfo(&data);
@@ -83,8 +85,17 @@ read_plainly(LlmFraming framing, const uint8_t *bytes, size_t size, Log *log)
 				return;
 			continue;
 		}
+		bare = bare || (len > 0 && !has_data && (*line == '{' || *line == '['));
+		if (bare && len > 0)
+		{
+			if (has_data)
+				appendBinaryStringInfo(&data, "\n", 1);
+			appendBinaryStringInfo(&data, line, len);
+			has_data = true;
+			continue;
+		}
 		if (!whole)
-			return;
+			break;
 		if (len == 0)
 		{
 			if (has_data && !on_event(log, *event ? event : "message", data.data, data.len))
@@ -92,6 +103,7 @@ read_plainly(LlmFraming framing, const uint8_t *bytes, size_t size, Log *log)
 			resetStringInfo(&data);
 			*event = '\0';
 			has_data = false;
+			bare = false;
 			continue;
 		}
 		while (name < len && line[name] != ':')
@@ -113,6 +125,8 @@ read_plainly(LlmFraming framing, const uint8_t *bytes, size_t size, Log *log)
 			event[len] = '\0';
 		}
 	}
+	if (bare && has_data)
+		(void) on_event(log, *event ? event : "message", data.data, data.len);
 }
 
 /* The stream in pieces; of seed 0: in one. */

@@ -6,6 +6,7 @@
 #   LLM_GATEWAY_CFLAGS   further compiler flags, e.g. -DUSE_ASSERT_CHECKING
 #   LLM_GATEWAY_VARIANT  a name: a build directory of its own, for such flags
 #   LLM_GATEWAY_BUILD    the build directory itself
+#   LLM_GATEWAY_SERVER_BIN   where to start servers from instead of PostgreSQL's own directory
 
 supported_majors='15 16 17 18'
 build_packages=(gcc make libc6-dev libcurl4-openssl-dev rsync)
@@ -27,7 +28,7 @@ cleanup() {
     local status=$? item
     trap '' INT TERM
     for item in "${clusters[@]}"; do
-        as_cluster_user "$bindir/pg_ctl" -D "$item" -m fast -w stop >/dev/null 2>&1 || true
+        as_cluster_user "$server_bin/pg_ctl" -D "$item" -m fast -w stop >/dev/null 2>&1 || true
     done
     for item in "${scratch[@]}"; do
         rm -rf "$item"
@@ -146,6 +147,7 @@ choose_postgres() {
         pg_config=/usr/lib/postgresql/$major/bin/pg_config
     fi
     bindir=$("$pg_config" --bindir)
+    server_bin=${LLM_GATEWAY_SERVER_BIN:-$bindir}
     pg_major=$("$pg_config" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
     [[ " $supported_majors " == *" $pg_major "* ]] ||
         die "$pg_config is of PostgreSQL $pg_major; supported are $supported_majors"
@@ -251,7 +253,7 @@ start_cluster() {
         "unix_socket_directories = '$cluster'" 'fsync = off' |
         as_cluster_user tee -a "$cluster/data/postgresql.conf" >/dev/null
     clusters+=("$cluster/data")
-    as_cluster_user env "$@" "$bindir/pg_ctl" -D "$cluster/data" -l "$cluster/server.log" -w start \
+    as_cluster_user env "$@" "$server_bin/pg_ctl" -D "$cluster/data" -l "$cluster/server.log" -w start \
         >"$logs/start.log" 2>&1 </dev/null || {
         tail -n 30 "$cluster/server.log" >&2
         die "the server does not start"

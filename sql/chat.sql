@@ -33,6 +33,14 @@ FROM llm_chat('[{"role": "user", "content": "Oslo"}]', model => 'm', tools => pg
               tool_choice => '{"type": "function", "function": {"name": "stop"}}');
 SELECT response, tool_calls
 FROM llm_chat('[{"role": "user", "content": "Oslo"}]', model => 'm', tools => pg_temp.tools(), tool_choice => '"none"');
+-- the preset's models can do what the mock provider can
+SELECT m.model, t.*, i.response, i.error_class FROM unnest('{mock-premium,mock-standard,mock-economy}'::text[]) AS m(model),
+    LATERAL (SELECT c.response IS NOT NULL AS tools, c.error_class AS tools_error FROM llm_chat('[{"role": "user", "content": "x"}]',
+        model => m.model, tools => '[{"type": "function", "function": {"name": "f"}}]') c) t,
+    LATERAL (SELECT response, error_class FROM llm_chat('[{"role": "user", "content": [{"type": "image_url",
+        "image_url": {"url": "data:image/png;base64,AAAA"}}, {"type": "text", "text": "x"}]}]', model => m.model) c) i;
+SELECT model, llm_complete_json('x', model => model, schema => '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}')
+FROM unnest('{mock-premium,mock-standard,mock-economy}'::text[]) AS m(model);
 UPDATE llm_providers SET options = '{"call_tools": true}' WHERE name = 'mock';
 WITH first AS MATERIALIZED (
     SELECT tool_calls FROM llm_chat('[{"role": "user", "content": "Oslo"}]', model => 'm', tools => pg_temp.tools())
@@ -222,3 +230,33 @@ UPDATE llm_providers SET options = '{"organization": "o"}' WHERE name = 'azure';
 UPDATE llm_providers SET options = '{"headers": {"api-key": "x"}}' WHERE name = 'azure';
 DELETE FROM llm_routing_rules;
 DELETE FROM llm_providers;
+
+-- Who fetches images from addresses that a caller names: not a server of one's own, unless its row says
+-- so. (No key can be read, so nothing is sent: auth is who would have been asked.)
+INSERT INTO llm_providers(name, api_key) VALUES ('near', 'env:REGRESS_UNSET_API_KEY');
+INSERT INTO llm_models(provider, name) VALUES ('near', 'near');
+CREATE FUNCTION pg_temp.fetches(url text, kind text DEFAULT 'openai', options jsonb DEFAULT NULL, image text DEFAULT 'https://example.com/a.png')
+RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE llm_providers SET base_url = url, kind = fetches.kind, options = fetches.options WHERE name = 'near';
+    RETURN error_class FROM llm_chat(jsonb_build_array(jsonb_build_object('role', 'user', 'content',
+        jsonb_build_array(jsonb_build_object('type', 'image_url', 'image_url', jsonb_build_object('url', image))))), model => 'near');
+END $$;
+SET client_min_messages = error;
+SELECT url, pg_temp.fetches(url) FROM unnest('{NULL,https://api.openai.com/v1,https://vllm.example.com,https://8.8.8.8/v1,https://[2606:4700::1111]/v1,
+    https://172.32.0.1,https://192.169.0.1,https://11.0.0.1,https://100.128.0.1,https://10.example.com,https://localhost.example.com}'::text[]) AS u(url);
+SELECT url, pg_temp.fetches(url) FROM unnest('{http://localhost:8000/v1,https://LOCALHOST,https://a.localhost,http://127.0.0.1:1,https://127.9.9.9,
+    https://[::1],https://[::],https://[::ffff:10.0.0.1],https://[fd00::1],https://[fe80::1],https://0.0.0.0,https://10.0.0.5:8000/v1,https://172.16.0.1,
+    https://172.31.255.255,https://192.168.1.1,https://100.64.0.1,https://169.254.1.1,https://2130706433,https://0x7f.1,https://vllm,https://vllm.local,
+    https://vllm.internal,https://vllm.default.svc,https://vllm.default.svc.cluster.local,https://vllm.internal.}'::text[]) AS u(url);
+SELECT kind, options, pg_temp.fetches('https://10.0.0.5', kind, options) AS here,
+       pg_temp.fetches('https://example.com', kind, options) AS there,
+       pg_temp.fetches('https://10.0.0.5', kind, options, 'data:image/png;base64,AAAA') AS data
+FROM unnest('{openai,azure,anthropic}'::text[]) AS k(kind), unnest('{"{}","{\"image_urls\": true}","{\"image_urls\": false}",NULL}'::jsonb[]) AS o(options);
+-- why, and what to do
+UPDATE llm_providers SET base_url = 'http://localhost:8000/v1', kind = 'openai', options = NULL WHERE name = 'near';
+SELECT error_message FROM llm_chat('[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://10.0.0.1/admin"}}]}]', model => 'near');
+UPDATE llm_providers SET options = '{"image_urls": 1}' WHERE name = 'near';
+UPDATE llm_providers SET kind = 'gemini', options = '{"image_urls": true}' WHERE name = 'near';
+RESET client_min_messages;
+DELETE FROM llm_providers WHERE name = 'near';

@@ -3,8 +3,10 @@
 \set SHOW_CONTEXT never
 SET client_min_messages = warning;
 UPDATE llm_error_policies SET backoff_ms = 1;
-INSERT INTO llm_providers(name, kind, options)
-SELECT c, 'mock', jsonb_build_object('error', c)
+-- breakers and parking have tests of their own: :forget closes what is parked
+\set forget 'UPDATE llm_providers SET weight = weight;'
+INSERT INTO llm_providers(name, kind, options, breaker_failures)
+SELECT c, 'mock', jsonb_build_object('error', c), 1000000
 FROM unnest('{rate_limit,auth,server_error,overloaded,malformed,network,quota,not_found,context_length,content_policy,invalid_request}'::text[]) c;
 INSERT INTO llm_models(provider, name, context_window)
 SELECT name, 'bad-' || name, 1000 FROM llm_providers;
@@ -25,6 +27,7 @@ DECLARE
 BEGIN
     FOR m IN SELECT name FROM llm_models WHERE name LIKE 'bad-%' ORDER BY name COLLATE "C" LOOP
         BEGIN
+            UPDATE llm_providers SET weight = weight;
             PERFORM llm_complete('hi', model => m);
         EXCEPTION WHEN OTHERS THEN
             GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE;
@@ -33,14 +36,25 @@ BEGIN
     END LOOP;
 END $$;
 
--- detail and hint
+-- detail and hint, whatever time it took
 \set VERBOSITY default
-SELECT llm_complete('hi', model => 'bad-quota');
+:forget
+DO $$
+DECLARE
+    detail text;
+    hint text;
+BEGIN
+    PERFORM llm_complete('hi', model => 'bad-quota');
+EXCEPTION WHEN OTHERS THEN
+    GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+    RAISE EXCEPTION USING MESSAGE = SQLERRM, DETAIL = regexp_replace(detail, 'after \d+ ms', 'after N ms'), HINT = hint;
+END $$;
 
 -- a second candidate: which classes go on to it, and which stop
 INSERT INTO llm_routing_rules(alias, model, rank)
 SELECT 'via-' || name, 'bad-' || name, 10 FROM llm_providers WHERE name <> 'good'
 UNION ALL SELECT 'via-' || name, 'good', 20 FROM llm_providers WHERE name <> 'good';
+:forget
 SELECT a, d.error_class, d.model, d.fallback, d.attempts, d.response
 FROM (SELECT DISTINCT alias AS a FROM llm_routing_rules) r, llm_complete_detail('hi', model => a) d
 ORDER BY a COLLATE "C";
@@ -62,7 +76,9 @@ SELECT response, attempts FROM llm_complete_detail('hi', model => 'late-invalid'
 -- failures that differ are LG004, and DETAIL has a line for each
 INSERT INTO llm_routing_rules(alias, model, rank) VALUES
     ('mixed', 'bad-quota', 10), ('mixed', 'bad-auth', 20);
+:forget
 SELECT error_class FROM llm_complete_detail('hi', model => 'mixed');
+:forget
 \set VERBOSITY terse
 SELECT llm_complete('hi', model => 'mixed');
 \set VERBOSITY default
@@ -76,6 +92,7 @@ SELECT attempts, error_class FROM llm_complete_detail('hi', model => 'via-server
 DELETE FROM llm_error_policies WHERE provider = 'server_error';
 
 -- a provider's failure as NULL, a mistake of one's own still an error
+:forget
 SET llm_gateway.on_error = 'null';
 \set VERBOSITY terse
 SELECT llm_complete('hi', model => 'bad-quota') IS NULL AS is_null;

@@ -152,6 +152,30 @@ SELECT pg_temp.from_whom('plain', '{"acme/plain": {"litellm_provider": "acme", "
        pg_temp.from_whom('gpt-x', '{"gpt-x": {"litellm_provider": "openai", "input_cost_per_token": 1e-6}}') AS address,
        pg_temp.from_whom('gpt-x', '{"local/gpt-x": {"litellm_provider": "local", "input_cost_per_token": 1e-6}}') AS local;
 
+-- each preset as LiteLLM calls it, under its own name and under another
+BEGIN;
+SET LOCAL client_min_messages = error;
+DELETE FROM llm_providers;
+CREATE FUNCTION pg_temp.by_preset(preset text, theirs text) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+    changed int;
+BEGIN
+    PERFORM llm_add_provider(preset, base_url => CASE preset WHEN 'azure' THEN 'https://acme.openai.azure.com' END, models => '{m/x}');
+    INSERT INTO llm_providers(name, kind, base_url, api_key)
+    SELECT 'mine', kind, base_url, api_key FROM llm_providers WHERE name = preset;
+    INSERT INTO llm_models(provider, name) VALUES ('mine', 'm/x');
+    changed = llm_import_prices(jsonb_build_object(
+        theirs || '/m/x', jsonb_build_object('litellm_provider', theirs, 'input_cost_per_token', 7e-6)));
+    DELETE FROM llm_providers;
+    RETURN changed;
+END $$;
+SELECT preset, theirs, pg_temp.by_preset(preset, theirs) AS changed
+FROM (VALUES ('openai', 'openai'), ('azure', 'azure'), ('anthropic', 'anthropic'), ('groq', 'groq'), ('gemini', 'gemini'),
+    ('ollama', 'ollama'), ('openrouter', 'openrouter'), ('mistral', 'mistral'), ('deepseek', 'deepseek'),
+    ('together', 'together_ai'), ('together', 'together')) AS p(preset, theirs);
+ROLLBACK;
+
 -- malformed: skipped and named, the others count; a malformed one is none
 SELECT llm_import_prices('{
     "sample_spec": {"litellm_provider": "one of ...", "max_tokens": "LEGACY parameter", "input_cost_per_token": 0},
@@ -279,7 +303,8 @@ INSERT INTO llm_models(provider, name, input_price, output_price, max_output_tok
 INSERT INTO llm_routing_rules(alias, model, rank) VALUES ('fast', 'mock-premium', 20), ('fast', 'mock-economy', 10);
 INSERT INTO llm_routing_rules(alias, model, tags) VALUES ('tagged', 'mock-economy', '{"team": "a"}');
 
--- what the call says
+-- what the call says; of providers that take turns, what the next one would say
+UPDATE llm_models SET weight = 0 WHERE provider = 'other' AND name = 'mock-standard';
 SELECT m AS model, t AS max_tokens, length(p) AS length, llm_estimate_cost(p, m, t) AS estimate,
        d.estimated_usd IS NOT DISTINCT FROM llm_estimate_cost(p, m, t) AS same
 FROM unnest('{mock-standard,mock/mock-standard,other/mock-standard,fast,short,tiers,half,free,unpriced,NULL}'::text[]) WITH ORDINALITY m(m, i),
@@ -287,6 +312,7 @@ FROM unnest('{mock-standard,mock/mock-standard,other/mock-standard,fast,short,ti
      LATERAL llm_complete_detail(p, model => m, max_tokens => t) d
 ORDER BY i, j;
 -- the heavier provider's price
+UPDATE llm_models SET weight = 1 WHERE provider = 'other' AND name = 'mock-standard';
 UPDATE llm_providers SET weight = 5 WHERE name = 'other';
 SELECT llm_estimate_cost('hi', 'mock-standard') AS estimate, provider, estimated_usd FROM llm_complete_detail('hi', model => 'mock-standard');
 -- the one that is kept; and when none is, the first one all the same

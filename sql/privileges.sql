@@ -230,6 +230,45 @@ SET ROLE regress_llm_admin;
 UPDATE llm_providers SET enabled = false, weight = 2 WHERE name = 'ours';
 UPDATE llm_providers SET enabled = true, base_url = 'https://api.example.com/v1' WHERE name = 'ours';
 SELECT name, base_url, enabled FROM llm_providers ORDER BY name COLLATE "C";
+-- a preset's key: to its own host only, however the two come together
+SELECT * FROM llm_add_provider('openai', base_url => 'https://api.deepseek.com', models => '{m}');
+INSERT INTO llm_providers(name, base_url, api_key) VALUES ('x', 'https://api.deepseek.com', 'env:OPENAI_API_KEY');
+INSERT INTO llm_providers(name, kind, api_key) VALUES ('x', 'anthropic', 'env:OPENAI_API_KEY');
+INSERT INTO llm_providers(name, base_url, api_key) VALUES ('x', 'https://api.openai.com/v1', 'env:OPENAI_API_KEY'), ('y', NULL, 'env:OPENAI_API_KEY');
+UPDATE llm_providers SET base_url = 'https://api.deepseek.com' WHERE name = 'x';
+UPDATE llm_providers SET kind = 'anthropic' WHERE name = 'y';
+UPDATE llm_providers SET api_key = 'env:GROQ_API_KEY' WHERE name = 'y';
+UPDATE llm_providers SET probe = 'https://api.deepseek.com/health' WHERE name = 'y';
+UPDATE llm_providers SET kind = 'mock' WHERE name = 'y';
+UPDATE llm_providers SET base_url = 'https://api.deepseek.com' WHERE name = 'y';
+UPDATE llm_providers SET kind = 'openai' WHERE name = 'y';
+DELETE FROM llm_providers WHERE name = 'y';
+INSERT INTO llm_providers(name, probe) VALUES ('y', 'https://api.deepseek.com/health');
+UPDATE llm_providers SET api_key = 'env:OPENAI_API_KEY' WHERE name = 'y';
+COPY llm_providers(name, base_url, api_key) FROM stdin;
+z	https://api.groq.com/openai/v1	env:DEEPSEEK_API_KEY
+\.
+-- another name may be any preset's; other columns and other paths of the host choose no host
+INSERT INTO llm_providers(name, base_url, api_key) VALUES ('z', 'https://api.deepseek.com', 'env:EU_OPENAI_API_KEY');
+UPDATE llm_providers SET base_url = 'https://API.openai.com:443/v2', api_key = 'env:OPENAI_API_KEY', weight = 3 WHERE name = 'x';
+-- what a superuser paired stays
+RESET ROLE;
+UPDATE llm_providers SET base_url = 'https://api.deepseek.com' WHERE name = 'x';
+SET ROLE regress_llm_admin;
+UPDATE llm_providers SET enabled = false, base_url = 'https://api.deepseek.com' WHERE name = 'x';
+UPDATE llm_providers SET base_url = 'https://api.groq.com/openai/v1' WHERE name = 'x';
+RESET ROLE;
+DELETE FROM llm_providers WHERE name IN ('x', 'y', 'z');
+-- that a host is listed does not say that every key may go there
+SET llm_gateway.allowed_hosts = 'api.openai.com, api.deepseek.com, *.openai.azure.com, proxy.example.com';
+SET ROLE regress_llm_admin;
+INSERT INTO llm_providers(name, base_url, api_key) VALUES ('x', 'https://api.deepseek.com', 'env:OPENAI_API_KEY');
+INSERT INTO llm_providers(name, base_url, api_key) VALUES ('x', 'https://proxy.example.com', 'env:OPENAI_API_KEY');
+INSERT INTO llm_providers(name, base_url, api_key) VALUES ('x', 'https://api.deepseek.com', 'env:AZURE_OPENAI_API_KEY');
+INSERT INTO llm_providers(name, kind, base_url, api_key) VALUES ('x', 'azure', 'https://ours.openai.azure.com', 'env:AZURE_OPENAI_API_KEY');
+DELETE FROM llm_providers WHERE name = 'x';
+RESET ROLE;
+RESET llm_gateway.allowed_hosts;
 -- as soon as hosts are listed: to those
 RESET ROLE;
 SET llm_gateway.allowed_hosts = 'api.example.com';

@@ -20,17 +20,11 @@
 #include "secret.h"
 #include "shmem.h"
 
-/* a provider that asks to wait longer than this is left for the next one */
-#define MAX_WAIT_MS			60000
-
 /*
  * After the provider's last event the connection is given this long to end in
  * order, so that it can be used again.
  */
 #define GRACE_MS			50
-
-static bool try_candidates(LlmCall *call);
-static bool send_attempt(LlmCall *call);
 
 static void
 on_timer(LlmTimer *timer, LlmInstant now)
@@ -48,6 +42,7 @@ on_reset(void *arg)
 
 	llmgw_timer_cancel(&call->timer);
 	llmgw_ready_clear(&call->ready);
+	llmgw_endpoint_abandon(&call->admission);
 	llmgw_call_record_abort(call);
 }
 
@@ -59,6 +54,9 @@ llmgw_call_create(MemoryContext parent, const LlmSpec *spec, const char *prompt)
 	LlmCall    *call = MemoryContextAllocZero(context, sizeof(LlmCall));
 
 	call->context = context;
+
+	/* the configuration first: it is then there when on_reset() needs it */
+	llmgw_config_pin(spec->config, context);
 	call->reset.func = on_reset;
 	call->reset.arg = call;
 	MemoryContextRegisterResetCallback(context, &call->reset);
@@ -66,11 +64,9 @@ llmgw_call_create(MemoryContext parent, const LlmSpec *spec, const char *prompt)
 	call->spec = spec;
 	call->prompt = prompt;
 	call->request_id = llmgw_next_request_id();
-	llmgw_config_pin(spec->config, context);
 	call->state = LLMGW_CALL_NEW;
 	call->timer.fn = on_timer;
 	call->ready.owner = call;
-	call->first = -1;
 	call->ttft_us = -1;
 	call->estimate = LLMGW_COST_UNKNOWN;
 	return call;
@@ -82,8 +78,8 @@ llmgw_call_free(LlmCall *call)
 	MemoryContextDelete(call->context);
 }
 
-static LlmAttempt *
-add_attempt(LlmCall *call)
+LlmAttempt *
+llmgw_call_add_attempt(LlmCall *call)
 {
 	LlmAttempt *a;
 
@@ -103,119 +99,6 @@ add_attempt(LlmCall *call)
 	return a;
 }
 
-/*
- * Finds the key of a candidate.  False with a reason when there should be one
- * but it cannot be used.
- */
-static bool
-find_key(const LlmProvider *p, const char **key, char **reason)
-{
-	*key = NULL;
-	switch (p->key_ref.kind)
-	{
-		case LLMGW_SECRET_NONE:
-			return true;
-		case LLMGW_SECRET_ENV:
-			*key = llmgw_secret_from_env(p->key_ref.name, reason);
-			return *key != NULL;
-		case LLMGW_SECRET_STORED:
-			if (p->stored_secret == NULL)
-				*reason = psprintf("secret \"%s\" does not exist", p->key_ref.name);
-			else if (p->secret_host != NULL &&
-					 strcmp(p->secret_host, p->url.host) != 0 &&
-					 strcmp(p->secret_host, psprintf(strchr(p->url.host, ':') ? "[%s]:%d" : "%s:%d",
-													 p->url.host, p->url.port)) != 0)
-				*reason = psprintf("secret \"%s\" is for host \"%s\" only",
-								   p->key_ref.name, p->secret_host);
-			else
-				*key = p->stored_secret;
-			return *key != NULL;
-		case LLMGW_SECRET_FILE:
-			*key = llmgw_secret_from_file(p->key_ref.name, reason);
-			return *key != NULL;
-	}
-	return false;
-}
-
-/* Goes on after a failed attempt, as the policy of its class says. */
-static bool
-after_failure(LlmCall *call, LlmErrorClass error, bool timed_out_whole, bool hopeless,
-			  LlmTokenParam wants, int64 retry_after_ms)
-{
-	const LlmModel *model = call->route.candidates[call->current].model;
-	const LlmPolicy *policy = llmgw_config_policy(call->spec->config, error,
-												  model->provider->name);
-	bool		next = policy->fallback;
-
-	if (timed_out_whole || call->streamed > 0)
-		return llmgw_call_end_stopped(call);
-
-	/* the server told us what it wants instead: say it that way, once */
-	if (wants != LLMGW_TOKENS_AUTO && !call->respelled)
-	{
-		call->respelled = true;
-		call->wire.token_param = wants;
-		return send_attempt(call);
-	}
-	if (hopeless)
-		return llmgw_call_end_stopped(call);
-
-	switch (error)
-	{
-		case LLMGW_CONTENT_POLICY:
-			next = false;
-			break;
-		case LLMGW_INVALID_REQUEST:
-
-			/*
-			 * The caller's fault, unless another model already accepted the
-			 * request as far as to fail in another way.
-			 */
-			next = next || call->current != call->first;
-			break;
-		case LLMGW_CONTEXT_LENGTH:
-			call->smallest_window = Max(call->smallest_window,
-										Max(model->context_window, 1));
-			break;
-		default:
-			break;
-	}
-
-	if (call->retries < policy->max_retries && retry_after_ms <= MAX_WAIT_MS)
-	{
-		double		ms = policy->backoff_ms * (double) (1 << Min(call->retries, 10));
-		LlmInstant	at;
-
-		/* so that many callers that failed together do not return together */
-		ms *= 0.8 + 0.4 * pg_prng_double(&pg_global_prng_state);
-		ms = Max(ms, retry_after_ms);
-		at = llmgw_now() + (LlmInstant) (ms * 1000);
-		if (at < call->deadline)
-		{
-			call->retries++;
-			call->state = LLMGW_CALL_BACKOFF;
-			llmgw_timer_set(&call->timer, at);
-			return false;
-		}
-	}
-
-	if (!next)
-		return llmgw_call_end_stopped(call);
-
-	/* a request that could not be waited for would be paid all the same */
-	if (llmgw_now() >= call->deadline)
-	{
-		llmgw_call_fail(call, LLMGW_TIMEOUT,
-						psprintf("the call was not done within its %d ms (timeout_ms)",
-								 call->spec->timeout_ms));
-		return true;
-	}
-	call->current++;
-	call->retries = 0;
-	call->respelled = false;
-	return try_candidates(call);
-}
-
 /* Forgets the attempt under way: off the wire, its memory freed. */
 static void
 drop_attempt(LlmCall *call)
@@ -228,35 +111,55 @@ drop_attempt(LlmCall *call)
 	MemoryContextDelete(attempt);
 }
 
+/*
+ * What the provider says of its limits.  Its error bodies are believed only where
+ * waiting is what helps: other messages may quote anything.
+ */
+static void
+read_limits(const LlmTransfer *t, const LlmDialect *dialect, LlmErrorClass error,
+			LlmRateInfo *info)
+{
+	bool		wait = t->http_status >= 300 &&
+	(error == LLMGW_RATE_LIMIT || error == LLMGW_OVERLOADED ||
+	 error == LLMGW_SERVER_ERROR);
+
+	memset(info, -1, sizeof(*info));
+	if (wait)
+		dialect->read_limits(t->headers, t->data, t->len, (int64) time(NULL), info);
+	else if (error == LLMGW_OK && t->headers != NULL &&
+			 strcasestr(t->headers, "ratelimit-") != NULL)
+		dialect->read_limits(t->headers, NULL, 0, (int64) time(NULL), info);
+}
+
 /* The attempt's transfer has ended, or its answer is complete. */
 static bool
 judge_attempt(LlmCall *call)
 {
 	LlmTransfer *t = call->transfer;
+	const LlmDialect *dialect =
+	call->route.candidates[call->current].model->provider->dialect;
 	LlmAttempt *a;
-	LlmErrorClass error;
 	const char *message;
 	LlmRateInfo info;
-	bool		whole;
-	bool		hopeless;
-	LlmTokenParam wants;
+	LlmFailure	failure = {0};
 
-	error = llmgw_judge(call, &message);
-	a = add_attempt(call);
+	failure.error = llmgw_judge(call, &message);
+	a = llmgw_call_add_attempt(call);
 	a->sent = true;
-	a->error = error;
+	a->error = failure.error;
 	a->http_status = t->http_status;
 	a->latency_us = llmgw_now() - call->attempt_started;
-	a->cost = llmgw_judge_cost(call, error, &a->usage, &a->source);
+	a->cost = llmgw_judge_cost(call, failure.error, &a->usage, &a->source);
 	llmgw_http_stop(t);
 	llmgw_timer_cancel(&call->timer);
+	read_limits(t, dialect, failure.error, &info);
+	failure.retry_after_ms = llmgw_call_pause_ms(&info);
 
-	if (error == LLMGW_OK)
+	if (failure.error == LLMGW_OK)
 	{
-		/* it liked these words: begin with them from now on */
-		if (call->respelled)
-			unconstify(LlmModel *, a->model)->token_param = call->wire.token_param;
+		llmgw_call_learn(call);
 		llmgw_call_judged(call, a);
+		llmgw_call_settle(call, &failure);
 		return llmgw_call_end_answered(call);
 	}
 
@@ -269,20 +172,9 @@ judge_attempt(LlmCall *call)
 		a->message = copy;
 	}
 	llmgw_call_judged(call, a);
-	/* only where waiting is what helps: other messages may quote anything */
-	info.retry_after_ms = 0;
-	if (t->http_status >= 300 &&
-		(error == LLMGW_RATE_LIMIT || error == LLMGW_OVERLOADED ||
-		 error == LLMGW_SERVER_ERROR))
-	{
-		call->route.candidates[call->current].model->provider->dialect->read_limits(t->headers,
-																					t->data, t->len,
-																					(int64) time(NULL), &info);
-		info.retry_after_ms = Max(info.retry_after_ms, 0);
-	}
-	whole = call->deadline_binds && t->outcome == LLMGW_HTTP_TIMEOUT_TOTAL;
-	hopeless = call->answer.hopeless || t->outcome == LLMGW_HTTP_TOO_LARGE;
-	if (hopeless)
+	failure.timed_out_whole = call->deadline_binds && t->outcome == LLMGW_HTTP_TIMEOUT_TOTAL;
+	failure.hopeless = call->answer.hopeless || t->outcome == LLMGW_HTTP_TOO_LARGE;
+	if (failure.hopeless)
 		call->hint = call->answer.hopeless ?
 			(call->answer.finish_reason != NULL &&
 			 strcmp(call->answer.finish_reason, "length") == 0 ? "Raise max_tokens." :
@@ -290,11 +182,12 @@ judge_attempt(LlmCall *call)
 			 "Text cannot hold the character \\u0000: ask again, or for an answer without it." :
 			 "Use a database with encoding UTF8.") :
 			"Ask for a shorter answer, or have a superuser raise llm_gateway.max_response_size.";
-	wants = call->answer.wants_token_param;
+	failure.reword = llmgw_call_reword(call);
+	llmgw_call_settle(call, &failure);
 
 	drop_attempt(call);
 	call->fresh = false;
-	return after_failure(call, error, whole, hopeless, wants, info.retry_after_ms);
+	return llmgw_call_after_failure(call, &failure);
 }
 
 /*
@@ -327,7 +220,9 @@ build_request(LlmCall *call, const LlmDialect *dialect, LlmHttpRequest *request)
 
 	PG_TRY();
 	{
-		if (call->inputs != NULL)
+		if (call->plain)
+			llmgw_probe_request(call, request);
+		else if (call->inputs != NULL)
 			dialect->build_embedding(&call->wire, request);
 		else
 			dialect->build_request(&call->wire, request);
@@ -353,9 +248,8 @@ build_request(LlmCall *call, const LlmDialect *dialect, LlmHttpRequest *request)
 	return ok;
 }
 
-/* Sends the current candidate's request; its key is already in wire. */
-static bool
-send_attempt(LlmCall *call)
+bool
+llmgw_call_send(LlmCall *call)
 {
 	const LlmSpec *spec = call->spec;
 	const LlmModel *model = call->route.candidates[call->current].model;
@@ -365,9 +259,6 @@ send_attempt(LlmCall *call)
 	LlmInstant	now = llmgw_now();
 	int64		left_ms = call->deadline == LLMGW_NEVER ? 0 :
 	Max((call->deadline - now + 999) / 1000, 1);
-
-	if (call->first < 0)
-		call->first = call->current;
 
 	call->attempt_context = AllocSetContextCreate(call->context,
 												  "llm_gateway attempt",
@@ -380,8 +271,7 @@ send_attempt(LlmCall *call)
 	call->wire.base_url = p->base_url;
 	call->wire.options = p->options;
 	call->wire.model = model->upstream_name;
-	if (!call->respelled)
-		call->wire.token_param = model->token_param;
+	call->wire.token_param = model->token_param;
 	call->wire.stream = p->stream && call->inputs == NULL;
 	advised = call->route.candidates[call->current].advised;
 	call->wire.system_prompt = advised ? spec->advice : spec->system_prompt;
@@ -396,11 +286,12 @@ send_attempt(LlmCall *call)
 	call->wire.ninputs = call->ninputs;
 	call->wire.inputs = call->inputs;
 	call->wire.dimensions = spec->dimensions;
+	llmgw_call_degrade(call);
 
 	request = palloc0(sizeof(LlmHttpRequest));
 	if (!build_request(call, p->dialect, request))
 	{
-		LlmAttempt *a = add_attempt(call);
+		LlmAttempt *a = llmgw_call_add_attempt(call);
 
 		a->error = LLMGW_INVALID_REQUEST;
 		a->message = call->message;
@@ -414,7 +305,8 @@ send_attempt(LlmCall *call)
 		(request->total_ms == 0 || left_ms <= request->total_ms);
 	if (call->deadline_binds)
 		request->total_ms = (int) Min(left_ms, INT_MAX);
-	request->fresh = call->fresh || connection_suspect(call, p);
+	request->fresh = call->fresh || !p->keep_connection || connection_suspect(call, p);
+	request->last = !p->keep_connection;
 	request->max_response = (int64) llmgw_max_response_size * 1024;
 	request->ca_file = llmgw_ca_file && llmgw_ca_file[0] ? llmgw_ca_file : NULL;
 	request->proxy = llmgw_proxy && llmgw_proxy[0] ? llmgw_proxy : NULL;
@@ -441,40 +333,6 @@ send_attempt(LlmCall *call)
 	return false;
 }
 
-/*
- * Goes through the candidates from the current one on until one is sent.  A
- * candidate whose key cannot be read counts as failed, without an attempt.
- */
-static bool
-try_candidates(LlmCall *call)
-{
-	for (; call->current < call->route.ncandidates; call->current++)
-	{
-		const LlmCandidate *c = &call->route.candidates[call->current];
-		char	   *reason = NULL;
-		LlmAttempt *a;
-
-		if (c->dropped != NULL)
-			continue;
-
-		/* only a larger window helps a prompt that was too long */
-		if (call->smallest_window > 0 &&
-			c->model->context_window <= call->smallest_window)
-			continue;
-		if (find_key(c->model->provider, &call->wire.api_key, &reason))
-			return send_attempt(call);
-
-		a = add_attempt(call);
-		a->error = LLMGW_AUTH;
-		a->message = MemoryContextStrdup(call->context, reason);
-		if (!llmgw_config_policy(call->spec->config, LLMGW_AUTH,
-								 c->model->provider->name)->fallback)
-			return llmgw_call_end_stopped(call);
-	}
-	call->current = Max(call->route.ncandidates - 1, 0);
-	return llmgw_call_end_failed(call);
-}
-
 static void
 describe_messages(LlmCall *call, LlmRouteQuery *query)
 {
@@ -485,7 +343,9 @@ describe_messages(LlmCall *call, LlmRouteQuery *query)
 	call->characters = call->messages->characters + spec->extra_characters +
 		(spec->system_prompt ? pg_mbstrlen(spec->system_prompt) : 0);
 	query->characters = call->characters;
-	query->needs_tools = spec->tools != NULL || call->messages->has_tools;
+	query->needs_tools = call->messages->has_tools ||
+		(spec->tools != NULL && spec->tool_choice.mode != LLMGW_CHOICE_NONE);
+	query->params = spec->params;
 	query->needs_schema = spec->schema != NULL;
 	query->may_advise = spec->advice != NULL;
 	query->needs_images = call->messages->has_images;
@@ -521,6 +381,18 @@ llmgw_call_start(LlmCall *call, dlist_head *ready_list)
 	if (call->deadline == 0)
 		call->deadline = llmgw_after_ms(call->started, spec->timeout_ms);
 
+	if (spec->probe != NULL)
+	{
+		const char *reason = llmgw_probe_route(call);
+
+		llmgw_call_describe(call);
+		if (reason != NULL)
+			llmgw_call_fail(call, LLMGW_NO_CANDIDATE, reason);
+		done = reason != NULL || llmgw_call_next(call);
+		MemoryContextSwitchTo(old);
+		return done;
+	}
+
 	query.model = spec->model;
 	query.task = spec->task;
 	query.min_tier = spec->min_tier;
@@ -528,6 +400,7 @@ llmgw_call_start(LlmCall *call, dlist_head *ready_list)
 	query.tags = spec->tags;
 	query.max_tokens = spec->max_tokens;
 	query.only_model = spec->only_model;
+	query.peek = call->preferred != NULL;	/* its place is settled */
 	if (call->inputs != NULL)
 		describe_inputs(call, &query);
 	else
@@ -545,7 +418,7 @@ llmgw_call_start(LlmCall *call, dlist_head *ready_list)
 		}
 	}
 
-	done = try_candidates(call);
+	done = llmgw_call_next(call);
 	MemoryContextSwitchTo(old);
 	return done;
 }
@@ -582,7 +455,7 @@ advance_sending(LlmCall *call)
 {
 	LlmTransfer *t = call->transfer;
 
-	if (t->len > 0 && !call->streaming && call->inputs == NULL)
+	if (t->len > 0 && !call->streaming && call->inputs == NULL && !call->plain)
 		call->streaming = llmgw_judge_is_stream(t);
 	if (t->len > 0 && call->streaming)
 	{
@@ -598,7 +471,7 @@ advance_sending(LlmCall *call)
 		/* nothing was sent: the same attempt, on a connection of its own */
 		drop_attempt(call);
 		call->fresh = true;
-		return send_attempt(call);
+		return llmgw_call_send(call);
 	}
 	if (t->outcome != LLMGW_HTTP_RUNNING)
 	{
@@ -633,7 +506,10 @@ llmgw_call_advance(LlmCall *call)
 		case LLMGW_CALL_BACKOFF:
 			if (call->timer.armed)
 				break;
-			done = try_candidates(call);
+			done = llmgw_call_next(call);
+			break;
+		case LLMGW_CALL_QUEUED:
+			done = llmgw_call_next(call);
 			break;
 		case LLMGW_CALL_NEW:
 		case LLMGW_CALL_DONE:

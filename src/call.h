@@ -4,7 +4,9 @@
  *	  One call: a value that is passed along the pipeline until it has an
  *	  answer or an error.
  *
- *		route -> attempt (send, judge) -> back off / next candidate -> done
+ *		route -> admission -> attempt (send, judge) -> settlement -> done
+ *					 ^							   |
+ *					 +--- back off, next candidate +
  *
  * A call is a state machine.  llmgw_call_start() takes it to its first wait;
  * llmgw_call_advance() goes on whenever its LlmReady shows up on the run's
@@ -64,6 +66,9 @@ typedef struct LlmSpec
 	int			timeout_ms;		/* of the whole call; 0: none */
 	Jsonb	   *tags;			/* an object; NULL: none */
 	const char *tags_text;
+	const LlmProvider *probe;	/* it only asks whether that works; NULL: it
+								 * is no probe */
+	LlmBreakerAsk ask;			/* what it may do about an open breaker */
 } LlmSpec;
 
 /* What became of one attempt, or of a candidate that could not be tried. */
@@ -80,11 +85,28 @@ typedef struct LlmAttempt
 	LlmCostSource source;
 } LlmAttempt;
 
+/*
+ * How a model wants to be asked, as far as it has said so in this call, and what
+ * that means for the request under way; see call_degrade.c.
+ */
+typedef struct LlmWording
+{
+	const LlmModel *model;		/* NULL: nobody was asked yet */
+	int			changes;		/* how often it was asked again */
+	LlmTokenParam token_param;	/* that it asked for; AUTO: none */
+	LlmParams	refused;		/* by it */
+	LlmParams	learned;		/* of them, those that it does not have at all */
+	LlmParams	given;			/* what the caller asks for and could do
+								 * without */
+	LlmParams	left_out;		/* of it */
+} LlmWording;
+
 typedef enum LlmCallState
 {
 	LLMGW_CALL_NEW,
 	LLMGW_CALL_SENDING,			/* a transfer is under way */
 	LLMGW_CALL_BACKOFF,			/* waits before it tries the same candidate */
+	LLMGW_CALL_QUEUED,			/* waits for room at a candidate */
 	LLMGW_CALL_DONE
 } LlmCallState;
 
@@ -98,22 +120,25 @@ typedef struct LlmCall
 	const char *const *inputs;	/* NULL: it is no embedding */
 	int64		request_id;
 	LlmCallState state;
+	bool		plain;			/* a probe of which only the status counts */
 	void	   *owner;			/* whatever who made it wants to know */
 	const LlmModel *preferred;	/* tried first if it may answer; NULL: none */
 
 	/* the way */
 	LlmRoute	route;
 	int			current;		/* candidate being tried */
-	int			first;			/* the first that was tried; -1: none yet */
-	int			retries;		/* of the current candidate */
-	bool		respelled;		/* the current candidate was asked again in
-								 * the words that it wanted */
+	LlmAdmission admission;		/* what is held, or waited for, at an endpoint */
+	int64		queued_us;		/* it has waited for room in all */
+	const LlmModel *forced;		/* that it is sent to past an open breaker;
+								 * NULL: to none yet */
+	LlmWording	wording;		/* of the current candidate's request */
 	int64		characters;		/* of everything that is sent */
 	int			smallest_window;	/* that a prompt was too long for; 0: none */
 	LlmInstant	started;
 	LlmInstant	deadline;		/* set before it starts, or by timeout_ms */
 	LlmReady	ready;
-	LlmTimer	timer;			/* back-off, or the grace after the last event */
+	LlmTimer	timer;			/* back-off, a look at the queue, or the grace
+								 * after the last event */
 	MemoryContextCallback reset;
 
 	/* the attempt under way, in a context of its own */
@@ -158,6 +183,7 @@ typedef struct LlmCall
 	Jsonb	   *tool_calls;
 	Jsonb	   *document;		/* the response, where there is a schema */
 	const char *mismatch;		/* why it does not satisfy that; NULL: it does */
+	LlmParams	degraded;		/* what it was given without */
 	bool		fallback;
 	LlmNano		estimate;
 	LlmNano		cost;			/* of all attempts */
@@ -190,6 +216,9 @@ extern int	llmgw_call_attempts(const LlmCall *call);
 /* DETAIL of its error, a line for each attempt or candidate; NULL: none */
 extern char *llmgw_call_detail(const LlmCall *call);
 
+/* why a candidate was not asked, palloc'd */
+extern char *llmgw_call_refusal(const LlmCall *call, const LlmCandidate *candidate);
+
 /* only the lines of its attempts, appended */
 extern void llmgw_call_append_attempts(const LlmCall *call, StringInfo buf);
 
@@ -202,7 +231,45 @@ extern char *llmgw_call_cut_message(const LlmCall *call, const char **hint);
 /* HINT of its error; never NULL */
 extern const char *llmgw_call_hint(const LlmCall *call);
 
-/* call_end.c, for call.c: each ends the call and returns true */
+/* call_next.c, for call.c: both return true when the call has ended */
+
+/*
+ * Sends to the first candidate that takes the call now, or queues up, or ends
+ * the call when none is left.
+ */
+extern bool llmgw_call_next(LlmCall *call);
+
+/* What the last attempt's failure leaves to decide. */
+typedef struct LlmFailure
+{
+	LlmErrorClass error;
+	bool		timed_out_whole;	/* the call's own time is over */
+	bool		hopeless;		/* trying again cannot help */
+	bool		reword;			/* it is to be asked again in other words */
+	int64		retry_after_ms; /* the provider wants a pause; 0: it did not say */
+} LlmFailure;
+
+/*
+ * Gives back what the attempt held at its endpoint, with what it shows of that:
+ * it worked (failure->error is LLMGW_OK), or why not.
+ */
+extern void llmgw_call_settle(LlmCall *call, const LlmFailure *failure);
+
+/* How long the provider wants to be left alone, in ms; 0: it did not say. */
+extern int64 llmgw_call_pause_ms(const LlmRateInfo *info);
+
+/* Goes on after a failed attempt, as the policy of its class says. */
+extern bool llmgw_call_after_failure(LlmCall *call, const LlmFailure *failure);
+
+/* call.c, for call_next.c */
+
+/* Sends the current candidate's request, admitted, its key in call->wire. */
+extern bool llmgw_call_send(LlmCall *call);
+
+/* One more line in the list of what was tried. */
+extern LlmAttempt *llmgw_call_add_attempt(LlmCall *call);
+
+/* call_end.c, for call.c and call_next.c: each ends the call and returns true */
 
 /* the last attempt gave the answer */
 extern bool llmgw_call_end_answered(LlmCall *call);
@@ -218,6 +285,23 @@ extern bool llmgw_call_end_failed(LlmCall *call);
 
 /* The ledger cannot take the next attempt: it is not sent (53100). */
 extern bool llmgw_call_end_unrecorded(LlmCall *call, const char *reason);
+
+/* call_degrade.c, for call.c */
+
+/*
+ * Before a request is built from wire, which says all that the caller wants:
+ * takes out of it what the candidate cannot take.
+ */
+extern void llmgw_call_degrade(LlmCall *call);
+
+/*
+ * After an attempt that failed: whether to ask the candidate again, at once and
+ * in other words, because of what it said.
+ */
+extern bool llmgw_call_reword(LlmCall *call);
+
+/* After one that was answered: remembers for the next calls what was learned. */
+extern void llmgw_call_learn(LlmCall *call);
 
 /* call_schema.c, for call_end.c */
 
@@ -244,6 +328,27 @@ extern void llmgw_call_judged(LlmCall *call, const LlmAttempt *attempt);
 /* The call has ended, or its memory goes. */
 extern void llmgw_call_record_end(LlmCall *call);
 extern void llmgw_call_record_abort(LlmCall *call);
+
+/* call_probe.c */
+
+/*
+ * What a probe of that provider asks for, palloc'd; who asks is left to fill in.
+ * The call is created with an empty prompt.
+ */
+extern LlmSpec *llmgw_probe_spec(LlmConfig *config, const LlmProvider *provider,
+								 LlmBreakerAsk ask);
+
+/* for call.c: the route of a probe; NULL, or why it cannot be made, with a hint */
+extern const char *llmgw_probe_route(LlmCall *call);
+
+/* for call.c: the request of a plain probe */
+extern void llmgw_probe_request(LlmCall *call, LlmHttpRequest *request);
+
+/*
+ * for judge.c: the class of a plain probe, from that of its error answer or, where
+ * there is none, of what happened to the connection
+ */
+extern LlmErrorClass llmgw_probe_judge(const LlmCall *call, LlmErrorClass error);
 
 /* judge.c */
 

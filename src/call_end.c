@@ -18,6 +18,7 @@ end(LlmCall *call, LlmErrorClass error, int sqlstate, const char *message)
 {
 	llmgw_timer_cancel(&call->timer);
 	llmgw_ready_clear(&call->ready);
+	llmgw_endpoint_abandon(&call->admission);
 	call->state = LLMGW_CALL_DONE;
 	call->error = error;
 	call->sqlstate = sqlstate;
@@ -152,8 +153,10 @@ llmgw_call_end_answered(LlmCall *call)
 	call->finish_reason = answer->finish_reason;
 	call->usage = a->usage;
 	call->tool_calls = llmgw_answer_tool_calls(answer);
-	call->ttft_us = (call->first_content != 0 ? call->first_content :
-					 call->transfer->first_byte) - call->started;
+	if (call->first_content != 0)
+		call->ttft_us = call->first_content - call->started;
+	else if (call->transfer->first_byte != 0)
+		call->ttft_us = call->transfer->first_byte - call->started;
 	for (int i = 0; i < call->route.ncandidates; i++)
 	{
 		if (call->route.candidates[i].dropped == NULL)
@@ -230,6 +233,29 @@ llmgw_call_append_attempts(const LlmCall *call, StringInfo buf)
 }
 
 char *
+llmgw_call_refusal(const LlmCall *call, const LlmCandidate *candidate)
+{
+	char	   *problem = llmgw_endpoint_problem(candidate->model->provider,
+												 call->spec->priority->rank, 0);
+
+	/* it may have ended since */
+	if (problem == NULL)
+		problem = pstrdup(candidate->refused == LLMGW_ADMIT_LATER ?
+						  "its limits left no room" : "its breaker was open");
+	return problem;
+}
+
+/* Whether some attempt, or the lack of a key, already stands for a candidate. */
+static bool
+was_tried(const LlmCall *call, const LlmCandidate *c)
+{
+	for (int i = 0; i < call->nattempts; i++)
+		if (call->attempts[i].model == c->model)
+			return true;
+	return false;
+}
+
+char *
 llmgw_call_detail(const LlmCall *call)
 {
 	StringInfoData buf;
@@ -240,9 +266,10 @@ llmgw_call_detail(const LlmCall *call)
 	{
 		const LlmCandidate *c = &call->route.candidates[i];
 
-		if (c->dropped != NULL)
+		if (c->dropped != NULL || (c->refused != LLMGW_ADMITTED && !was_tried(call, c)))
 			appendStringInfo(&buf, "%s%s/%s: not tried: %s", buf.len ? "\n" : "",
-							 c->model->provider->name, c->model->name, c->dropped);
+							 c->model->provider->name, c->model->name,
+							 c->dropped ? c->dropped : llmgw_call_refusal(call, c));
 	}
 	if (call->route.unresolved != NULL)
 		appendStringInfo(&buf, "%s%s", buf.len ? "\n" : "", call->route.unresolved);

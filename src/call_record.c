@@ -94,6 +94,7 @@ llmgw_call_note_attempt(LlmCall *call)
 	call->request.estimate = call->estimate;
 	a.number = call->nnoted + 1;
 	a.started_at = a.number == 1 ? call->request.created_at : GetCurrentTimestamp();
+	a.queued_us = call->queued_us;
 	a.provider = c->model->provider->name;
 	a.model = c->model->name;
 	a.model_tier = c->model->tier->name;
@@ -165,6 +166,7 @@ llmgw_call_record_end(LlmCall *call)
 	r.fallback = call->fallback;
 	r.latency_us = call->latency_us;
 	r.ttft_us = call->ttft_us;
+	r.queue_us = call->queued_us;
 	if (call->response != NULL && llmgw_log_content && call->inputs == NULL)
 		llmgw_ledger_response(&call->entry, call->request_id, call->response);
 	llmgw_ledger_end(&call->entry, call->request_id, &call->request,
@@ -182,5 +184,6 @@ llmgw_call_record_abort(LlmCall *call)
 	r.attempts = call->nnoted;
 	r.latency_us = llmgw_now() - call->started;
 	r.ttft_us = -1;
+	r.queue_us = call->queued_us;
 	llmgw_ledger_end(&call->entry, call->request_id, NULL, last_outcome(call), &r);
 }

@@ -83,6 +83,15 @@
 	pg_database_ownercheck((database), (role))
 #endif
 
+/* 16: one more argument, which lists more tables to look into; without a plan there are none */
+#if PG_VERSION_NUM >= 160000
+#define llmgw_eval_plan_qual_init(epq, estate) \
+	EvalPlanQualInit((epq), (estate), NULL, NIL, -1, NIL)
+#else
+#define llmgw_eval_plan_qual_init(epq, estate) \
+	EvalPlanQualInit((epq), (estate), NULL, NIL, -1)
+#endif
+
 /* 17: the shared variables about transactions have another name */
 #if PG_VERSION_NUM >= 170000
 #define llmgw_oldest_clog_xid()	(TransamVariables->oldestClogXid)

@@ -62,6 +62,7 @@ typedef struct LlmProvider
 	int			total_ms;
 	Jsonb	   *options;		/* NULL: none */
 	bool		stream;			/* options.stream, default true */
+	bool		keep_connection;	/* options.keep_connection, default true */
 	LlmLimits	limits;
 	LlmBreakerSettings breaker;
 	LlmProbeKind probe;
@@ -115,6 +116,9 @@ typedef struct LlmModel
 
 	/* learned: set when the provider asked for the other name of the limit */
 	LlmTokenParam token_param;
+
+	/* learned: what the provider refused, and answered without */
+	LlmParams	refused;
 } LlmModel;
 
 typedef struct LlmPriority
@@ -247,5 +251,12 @@ extern LlmConfig *llmgw_config_load(const LlmConfigTables *tables);
  */
 extern char *llmgw_host_refused(const char *base_url, char **hint);
 extern char *llmgw_url_refused(const LlmUrl *url, char **hint);
+
+/*
+ * Whether a server there is one of the user's own network, as far as its URL
+ * tells: a private address, a name that only such a network knows, or http
+ * without TLS, which no public provider speaks.
+ */
+extern bool llmgw_url_is_near(const LlmUrl *url);
 
 #endif							/* LLMGW_CONFIG_H */

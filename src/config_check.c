@@ -155,10 +155,46 @@ check_host(const LlmUrl *url, const char *name, bool probe, bool chosen)
 				 errhint("Let a superuser write this row, or list every host in use: ALTER SYSTEM SET llm_gateway.allowed_hosts = '...'; SELECT pg_reload_conf();")));
 }
 
+/*
+ * Who is not a superuser does not send a preset's key, which is known by its
+ * variable's name, to another host than that preset's: neither that the host is
+ * another preset's nor that it is listed says that this key may go there.
+ */
+static void
+check_key_host(const LlmRow *row, const LlmUrl *url, const char *name)
+{
+	char	   *api_key = llmgw_row_text(row, "api_key");
+	LlmSecretRef ref;
+	const LlmPreset *preset;
+
+	if (superuser() || api_key == NULL || !llmgw_secret_parse(api_key, &ref) ||
+		ref.kind != LLMGW_SECRET_ENV ||
+		(preset = llmgw_preset_of_key(ref.name)) == NULL ||
+		llmgw_preset_is_at(preset, url))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied to send the key of provider \"%s\" to host \"%s\"",
+					name, url->host),
+			 errdetail("Environment variable \"%s\" has the key of preset \"%s\".",
+					   ref.name, preset->name),
+			 errhint("Use a variable of another name, or let a superuser write this row.")));
+}
+
 static bool
 same_text(const char *a, const char *b)
 {
 	return a == NULL || b == NULL ? a == b : strcmp(a, b) == 0;
+}
+
+/* Whether the row has a key, and not the one that it had. */
+static bool
+has_new_key(const LlmRow *row, const LlmRow *old)
+{
+	char	   *api_key = llmgw_row_text(row, "api_key");
+
+	return api_key != NULL &&
+		(old == NULL || !same_text(api_key, llmgw_row_text(old, "api_key")));
 }
 
 static void
@@ -169,7 +205,6 @@ check_base_url(const LlmRow *row, const LlmRow *old, const char *name,
 	const char *written = base_url;
 	const char *reason;
 	LlmUrl		url;
-	bool		new_key;
 
 	if (dialect == &llmgw_dialect_mock)
 		return;
@@ -195,14 +230,14 @@ check_base_url(const LlmRow *row, const LlmRow *old, const char *name,
 	 * kind's own endpoint is trusted with keys only where it is a provider's,
 	 * not whoever listens on this machine.
 	 */
-	new_key = llmgw_row_text(row, "api_key") != NULL &&
-		(old == NULL || !same_text(llmgw_row_text(row, "api_key"),
-								   llmgw_row_text(old, "api_key")));
 	if (old == NULL || !same_text(written, llmgw_row_text(old, "base_url")) ||
-		!same_text(dialect->kind, llmgw_row_text(old, "kind")) || new_key)
+		!same_text(dialect->kind, llmgw_row_text(old, "kind")) || has_new_key(row, old))
+	{
 		check_host(&url, name, false, written != NULL ||
 				   (strcmp(url.scheme, "https") != 0 &&
 					llmgw_row_text(row, "api_key") != NULL));
+		check_key_host(row, &url, name);
+	}
 }
 
 /* One of three words, or a URL that the provider may be reached by. */
@@ -223,6 +258,8 @@ check_probe(const LlmRow *row, const LlmRow *old, const char *name)
 				 errhint("Use models, completion, none, or the URL of a health check.")));
 	if (old == NULL || !same_text(probe, llmgw_row_text(old, "probe")))
 		check_host(&url, name, true, true);
+	if (old == NULL || !same_text(probe, llmgw_row_text(old, "probe")) || has_new_key(row, old))
+		check_key_host(row, &url, name);
 }
 
 /*

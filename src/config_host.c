@@ -9,10 +9,13 @@
  * there.  Without a port any port is meant.  An empty list allows every host
  * over https, and plain http to this machine.
  *
+ * And which of them are near: servers that see what is behind the firewall.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include <arpa/inet.h>
 #include <ctype.h>
 
 #include "config.h"
@@ -148,4 +151,75 @@ llmgw_host_refused(const char *base_url, char **hint)
 		return pstrdup(reason);
 	}
 	return llmgw_url_refused(&url, hint);
+}
+
+/* Loopback, private, carriers', link-local, or "this network" (RFC 6890) */
+static bool
+is_private_v4(uint32 address)
+{
+	static const struct
+	{
+		uint32		net;
+		int			bits;
+	}			nets[] = {
+		{0x00000000, 8}, {0x0A000000, 8}, {0x64400000, 10}, {0x7F000000, 8},
+		{0xA9FE0000, 16}, {0xAC100000, 12}, {0xC0A80000, 16}
+	};
+
+	for (int i = 0; i < lengthof(nets); i++)
+		if ((address ^ nets[i].net) >> (32 - nets[i].bits) == 0)
+			return true;
+	return false;
+}
+
+static bool
+is_private_v6(const struct in6_addr *address)
+{
+	const uint8 *b = address->s6_addr;
+
+	if (IN6_IS_ADDR_V4MAPPED(address))
+		return is_private_v4((uint32) b[12] << 24 | b[13] << 16 | b[14] << 8 | b[15]);
+	return IN6_IS_ADDR_LOOPBACK(address) || IN6_IS_ADDR_UNSPECIFIED(address) ||
+		IN6_IS_ADDR_LINKLOCAL(address) || (b[0] & 0xFE) == 0xFC;
+}
+
+/* Names that no public server has (RFC 6761, 6762, 8375; Kubernetes). */
+static bool
+is_private_name(const char *host)
+{
+	static const char *const domains[] = {
+		"localhost", "local", "internal", "intranet", "lan", "home.arpa", "svc",
+		"svc.cluster.local"
+	};
+	size_t		len = strlen(host);
+
+	if (len > 0 && host[len - 1] == '.')
+		len--;
+	if (memchr(host, '.', len) == NULL)
+		return true;
+	for (int i = 0; i < lengthof(domains); i++)
+	{
+		size_t		tail = strlen(domains[i]);
+
+		if (len > tail && host[len - tail - 1] == '.' &&
+			strncmp(host + len - tail, domains[i], tail) == 0)
+			return true;
+	}
+	return false;
+}
+
+bool
+llmgw_url_is_near(const LlmUrl *url)
+{
+	struct in6_addr v6;
+	struct in_addr v4;
+
+	if (strcmp(url->scheme, "http") == 0)
+		return true;
+	if (inet_pton(AF_INET6, url->host, &v6) == 1)
+		return is_private_v6(&v6);
+	/* reads every form that libcurl does, such as 127.1 or 0x7f000001 */
+	if (inet_aton(url->host, &v4) != 0)
+		return is_private_v4(ntohl(v4.s_addr));
+	return is_private_name(url->host);
 }

@@ -24,6 +24,7 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
+#include "compat.h"
 #include "config_check.h"
 
 /* The ResultRelInfo has its own copy of the triggers. */
@@ -50,6 +51,7 @@ write_row(Relation rel, ItemPointer tid, HeapTuple new)
 	ResultRelInfo *result = makeNode(ResultRelInfo);
 	TupleTableSlot *old_slot = NULL;
 	TupleTableSlot *slot = NULL;
+	EPQState	epq;
 
 	InitResultRelInfo(result, rel, 0, NULL, 0);
 	leave_out_own_trigger(rel, result->ri_TrigDesc);
@@ -71,13 +73,18 @@ write_row(Relation rel, ItemPointer tid, HeapTuple new)
 		slot->tts_tableOid = RelationGetRelid(rel);
 	}
 
-	/* what an EPQState would be for is locked */
+	/*
+	 * the row is locked, so nothing is ever looked at again, but triggers ask
+	 * for an EPQState
+	 */
+	llmgw_eval_plan_qual_init(&epq, estate);
 	if (old_slot == NULL)
 		ExecSimpleRelationInsert(result, estate, slot);
 	else if (slot == NULL)
-		ExecSimpleRelationDelete(result, estate, NULL, old_slot);
+		ExecSimpleRelationDelete(result, estate, &epq, old_slot);
 	else
-		ExecSimpleRelationUpdate(result, estate, NULL, old_slot, slot);
+		ExecSimpleRelationUpdate(result, estate, &epq, old_slot, slot);
+	EvalPlanQualEnd(&epq);
 
 	ExecCloseIndices(result);
 	ExecResetTupleTable(estate->es_tupleTable, false);

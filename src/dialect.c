@@ -27,7 +27,7 @@ static const LlmDialect *const dialects[] = {
 
 /* Keys of params; their names are OpenAI's, and vLLM's for top_k and min_p. */
 static const LlmOption params[] = {
-	{"extra", LLMGW_OPTION_EXTRA},
+	{"extra", LLMGW_OPTION_CALLER_EXTRA},
 	{"frequency_penalty", LLMGW_OPTION_NUMBER},
 	{"min_p", LLMGW_OPTION_NUMBER},
 	{"presence_penalty", LLMGW_OPTION_NUMBER},
@@ -92,14 +92,57 @@ llmgw_answer_clean(const LlmAnswer *answer, const char *text, size_t max_bytes)
 	return llmgw_clean_text(copy, max_bytes);
 }
 
-/* Whether a call's arguments are the text of a JSON object. */
+/*
+ * Whether a call's arguments are the text of a JSON object; they become one that
+ * the database takes for jsonb, too.
+ */
 static bool
-has_arguments(const LlmToolCall *tool)
+read_arguments(LlmToolCall *tool, bool *unfit)
 {
 	char	   *reason;
+	char	   *plain;
 	Jsonb	   *doc = llmgw_json_parse_text(tool->arguments.data, &reason);
 
-	return doc != NULL && JB_ROOT_IS_OBJECT(doc);
+	*unfit = doc == NULL && reason == llmgw_json_unfit;
+	if (doc == NULL || !JB_ROOT_IS_OBJECT(doc))
+		return false;
+	plain = llmgw_json_plain(tool->arguments.data);
+	if (plain != tool->arguments.data)
+	{
+		resetStringInfo(&tool->arguments);
+		appendStringInfoString(&tool->arguments, plain);
+	}
+	return true;
+}
+
+/* Whether it is the id of one of the calls before, or of another than the i-th. */
+static bool
+is_taken(const LlmAnswer *answer, const char *id, int i, bool before)
+{
+	for (int j = 0; j < (before ? i : answer->ntool_calls); j++)
+		if (j != i && strcmp(answer->tool_calls[j].id, id) == 0)
+			return true;
+	return false;
+}
+
+/*
+ * A result names its call by the id, so two calls of one answer need two: the
+ * later of two that are alike gets a number.
+ */
+static void
+part_ids(LlmAnswer *answer)
+{
+	for (int i = 1; i < answer->ntool_calls; i++)
+	{
+		LlmToolCall *tool = &answer->tool_calls[i];
+		char	   *id = tool->id;
+
+		if (!is_taken(answer, id, i, true))
+			continue;
+		for (int n = 2; is_taken(answer, id, i, false); n++)
+			id = psprintf("%s_%d", tool->id, n);
+		tool->id = MemoryContextStrdup(llmgw_answer_context(answer), id);
+	}
 }
 
 void
@@ -113,6 +156,7 @@ llmgw_answer_end_tools(LlmAnswer *answer, const char *prefix)
 	for (int i = 0; i < answer->ntool_calls; i++)
 	{
 		LlmToolCall *tool = &answer->tool_calls[i];
+		bool		unfit;
 
 		if (tool->name == NULL || *tool->name == '\0')
 		{
@@ -126,13 +170,14 @@ llmgw_answer_end_tools(LlmAnswer *answer, const char *prefix)
 			resetStringInfo(&tool->arguments);
 			appendStringInfoString(&tool->arguments, "{}");
 		}
-		if (!has_arguments(tool))
+		if (!read_arguments(tool, &unfit))
 		{
-			/* with the same limit it would be cut again */
-			answer->hopeless = cut;
+			/* it would be cut again, or still not fit */
+			answer->hopeless = cut || unfit;
 			llmgw_answer_fail(answer, LLMGW_MALFORMED,
 							  psprintf("the arguments of the call of tool \"%s\" %s",
 									   llmgw_answer_clean(answer, tool->name, 64),
+									   unfit ? "have a character that the database's encoding cannot hold" :
 									   cut ? "were cut by a token limit" : "are not a JSON object"));
 			return;
 		}
@@ -140,6 +185,7 @@ llmgw_answer_end_tools(LlmAnswer *answer, const char *prefix)
 			tool->id = MemoryContextStrdup(llmgw_answer_context(answer),
 										   psprintf("%s_%d", prefix, i + 1));
 	}
+	part_ids(answer);
 
 	/* OpenAI says "stop" of a call that it was told to make */
 	if (reason == NULL || strcmp(reason, "stop") == 0 ||
@@ -188,49 +234,121 @@ llmgw_answer_tool_calls(const LlmAnswer *answer)
  * Checking what users write
  */
 
-/*
- * What the body's top level may not be given by "extra": what decides whether
- * we understand the answer, and how much it may cost.
- */
-static const char *
-extra_problem(const JsonbValue *value)
+/* A member of the request's body, or of an object in it. */
+typedef struct LlmBodyMember
 {
-	static const char *const reserved[] = {
-		"model", "messages", "stream", "stream_options", "n",
-		"max_tokens", "max_completion_tokens", "max_output_tokens", "contents",
-		"generation_config", "models", "route", "best_of"
-	};
+	const char *group;			/* NULL: of the body itself */
+	const char *key;
+} LlmBodyMember;
 
-	/* Gemini takes either spelling; Ollama's limit is an option */
-	static const struct
+/*
+ * What "extra" may not give: what decides whether we understand the answer, and
+ * how many tokens it may have.  Gemini takes either spelling.
+ */
+static const LlmBodyMember reserved[] = {
+	{NULL, "model"}, {NULL, "messages"}, {NULL, "stream"},
+	{NULL, "stream_options"}, {NULL, "n"}, {NULL, "max_tokens"},
+	{NULL, "max_completion_tokens"}, {NULL, "max_output_tokens"},
+	{NULL, "contents"}, {NULL, "generation_config"}, {NULL, "models"},
+	{NULL, "route"}, {NULL, "best_of"},
+	{"generationConfig", "maxOutputTokens"},
+	{"generationConfig", "max_output_tokens"},
+	{"generationConfig", "candidateCount"},
+	{"generationConfig", "candidate_count"},
+	{"options", "num_predict"}
+};
+
+/*
+ * What a caller's may not give besides: what a token costs depends on it, or it
+ * costs by itself, and neither a budget nor the ledger would know.  A
+ * provider's row has its prices beside it, so its options may.
+ */
+static const LlmBodyMember priced[] = {
+	{NULL, "service_tier"}, {NULL, "serviceTier"},
+	{NULL, "speed"}, {NULL, "inference_geo"},	/* Anthropic */
+	{NULL, "provider"}, {NULL, "plugins"},	/* OpenRouter */
+	{NULL, "web_search_options"}, {NULL, "search_parameters"},
+	{NULL, "modalities"}, {NULL, "audio"},
+	{"generationConfig", "responseModalities"},
+	{"generationConfig", "response_modalities"},
+	{"cache_control", "ttl"}
+};
+
+/* Servers in Go take their keys in any case. */
+static bool
+is_member(const LlmBodyMember *members, int n, const char *group, const char *key)
+{
+	for (int i = 0; i < n; i++)
 	{
-		const char *group;
-		const char *key;
-	}			reserved_in[] = {
-		{"generationConfig", "maxOutputTokens"},
-		{"generationConfig", "max_output_tokens"},
-		{"generationConfig", "candidateCount"},
-		{"generationConfig", "candidate_count"},
-		{"options", "num_predict"}
-	};
+		if ((group == NULL) == (members[i].group == NULL) &&
+			(group == NULL || pg_strcasecmp(group, members[i].group) == 0) &&
+			pg_strcasecmp(key, members[i].key) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* Whether a tool is one that the caller runs: the provider's own have a price. */
+static bool
+is_callers_tool(const JsonbValue *tool)
+{
+	JsonbContainer *c = tool->type == jbvBinary ? tool->val.binary.data : NULL;
+	JsonbIterator *it = NULL;
+	JsonbValue	v;
+	char	   *key;
+	char	   *type;
+
+	if (c == NULL || !JsonContainerIsObject(c))
+		return false;
+	type = llmgw_json_get_text(c, "type", NULL);
+	if (type != NULL)
+		return strcmp(type, "function") == 0 || strcmp(type, "custom") == 0;
+	if (llmgw_json_get(c, &v, "input_schema", NULL))	/* Anthropic */
+		return true;
+	while (llmgw_json_next_member(c, &it, &key, &v))
+		if (strcmp(key, "functionDeclarations") != 0 && strcmp(key, "function_declarations") != 0)
+			return false;
+	return true;
+}
+
+static const char *
+extra_problem(const JsonbValue *value, bool callers)
+{
+	static const char priced_hint[] = ", on which the price depends; llm_providers.options can";
 	JsonbContainer *c = value->type == jbvBinary ? value->val.binary.data : NULL;
+	JsonbContainer *group;
 	JsonbIterator *it = NULL;
 	JsonbValue	v;
 	char	   *key;
 
 	if (c == NULL || !JsonContainerIsObject(c))
 		return "must be an object";
-
-	/* servers in Go take their keys in any case */
 	while (llmgw_json_next_member(c, &it, &key, &v))
-		for (int i = 0; i < lengthof(reserved); i++)
-			if (pg_strcasecmp(key, reserved[i]) == 0)
-				return psprintf("may not set \"%s\"", key);
-	for (int i = 0; i < lengthof(reserved_in); i++)
 	{
-		if (llmgw_json_get(c, &v, reserved_in[i].group, reserved_in[i].key, NULL))
-			return psprintf("may not set \"%s\" of \"%s\"",
-							reserved_in[i].key, reserved_in[i].group);
+		JsonbIterator *inner = NULL;
+		JsonbValue	inner_value;
+		char	   *inner_key;
+
+		if (is_member(reserved, lengthof(reserved), NULL, key))
+			return psprintf("may not set \"%s\"", key);
+		if (callers && is_member(priced, lengthof(priced), NULL, key))
+			return psprintf("may not set \"%s\"%s", key, priced_hint);
+		if (v.type != jbvBinary)
+			continue;
+		group = v.val.binary.data;
+		if (callers && pg_strcasecmp(key, "tools") == 0 && JsonContainerIsArray(group))
+		{
+			for (uint32 i = 0; i < JsonContainerSize(group); i++)
+				if (!is_callers_tool(getIthJsonbValueFromContainer(group, i)))
+					return psprintf("may not set tools that the provider runs%s", priced_hint);
+		}
+		while (llmgw_json_next_member(group, &inner, &inner_key, &inner_value))
+		{
+			if (is_member(reserved, lengthof(reserved), key, inner_key))
+				return psprintf("may not set \"%s\" of \"%s\"", inner_key, key);
+			if (callers && is_member(priced, lengthof(priced), key, inner_key))
+				return psprintf("may not set \"%s\" of \"%s\"%s", inner_key, key, priced_hint);
+		}
 	}
 	return NULL;
 }
@@ -352,7 +470,9 @@ option_problem(const LlmOption *option, const JsonbValue *value)
 				psprintf("must be a string or an array of up to %d strings",
 						 MAX_STOPS);
 		case LLMGW_OPTION_EXTRA:
-			return extra_problem(value);
+			return extra_problem(value, false);
+		case LLMGW_OPTION_CALLER_EXTRA:
+			return extra_problem(value, true);
 		case LLMGW_OPTION_HEADERS:
 			return headers_problem(value);
 	}

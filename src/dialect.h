@@ -40,6 +40,43 @@ typedef enum LlmTokenParam
 	LLMGW_TOKENS_MAX_COMPLETION_TOKENS
 } LlmTokenParam;
 
+/*
+ * What a request can do without, where a model or a server cannot take it: it
+ * changes how an answer reads, not what is asked.  In the order in which they
+ * are named.
+ */
+typedef enum LlmParam
+{
+	LLMGW_PARAM_TEMPERATURE,
+	LLMGW_PARAM_TOP_P,
+	LLMGW_PARAM_TOP_K,
+	LLMGW_PARAM_MIN_P,
+	LLMGW_PARAM_SEED,
+	LLMGW_PARAM_PRESENCE_PENALTY,
+	LLMGW_PARAM_FREQUENCY_PENALTY,
+	LLMGW_PARAM_REASONING_EFFORT,
+	LLMGW_PARAM_VERBOSITY,
+	LLMGW_PARAM_USER,
+	LLMGW_PARAM_TOOLS,			/* that must not be called */
+	LLMGW_PARAM_TOOL_CHOICE,	/* any but "none" */
+	LLMGW_PARAM_JSON_SCHEMA,	/* where words will do */
+	LLMGW_NPARAMS
+} LlmParam;
+
+/* a set of them */
+typedef uint32 LlmParams;
+
+#define LLMGW_PARAM_BIT(param)	((LlmParams) 1 << (param))
+
+/* How an error refuses the parameters that it names. */
+typedef enum LlmParamRefusal
+{
+	LLMGW_REFUSED_NOTHING = 0,
+	LLMGW_REFUSED_VALUE,		/* the value is wrong, or nobody knows */
+	LLMGW_REFUSED_HERE,			/* the model does not take it, so */
+	LLMGW_REFUSED_EVER			/* the model does not have it at all */
+} LlmParamRefusal;
+
 /* What one attempt wants, in no provider's words. */
 typedef struct LlmWireCall
 {
@@ -122,6 +159,8 @@ typedef struct LlmAnswer
 								 * nothing */
 	LlmTokenParam wants_token_param;	/* set by an error that asks for the
 										 * other */
+	LlmParams	refused;		/* that an error names */
+	LlmParamRefusal how_refused;
 } LlmAnswer;
 
 /* What a provider's headers and error body say about its limits; -1: nothing. */
@@ -195,6 +234,18 @@ typedef struct LlmDialect
 	 * for a user that names the key.
 	 */
 	char	   *(*check_options) (Jsonb *options);
+
+	/*
+	 * Those of the call's parameters that the kind or the endpoint has no
+	 * words for.  NULL: it has them for all.
+	 */
+	LlmParams	(*lacks) (const LlmWireCall *call);
+
+	/*
+	 * Why the kind cannot do what params demand and the answer's meaning
+	 * depends on; NULL: it can.  A NULL function: it can do all.
+	 */
+	const char *(*cannot) (Jsonb *params);
 } LlmDialect;
 
 /* dialect.c */
@@ -224,7 +275,8 @@ extern void llmgw_answer_fail(LlmAnswer *answer, LlmErrorClass class,
 
 /*
  * Of an answer that is complete: fails it when a tool call cannot be made as it
- * is, and gives each an id, from the prefix, where the provider gave none.
+ * is, and gives each an id, from the prefix, where the provider gave none or the
+ * same twice.
  */
 extern void llmgw_answer_end_tools(LlmAnswer *answer, const char *prefix);
 
@@ -250,6 +302,7 @@ typedef enum LlmOptionType
 	LLMGW_OPTION_TEXT,
 	LLMGW_OPTION_STOP,			/* a string or an array of up to 16 */
 	LLMGW_OPTION_EXTRA,			/* members for the request's body */
+	LLMGW_OPTION_CALLER_EXTRA,	/* the same, but for what changes the price */
 	LLMGW_OPTION_HEADERS		/* strings that become HTTP headers */
 } LlmOptionType;
 
@@ -267,6 +320,36 @@ typedef struct LlmOption
  */
 extern char *llmgw_options_check(Jsonb *options, const LlmOption *known, int n);
 
+/* dialect_params.c */
+
+/* a parameter's name, as users write it */
+extern const char *llmgw_param_name(LlmParam param);
+
+/*
+ * The parameters that the request would have from us; not those that "extra"
+ * writes.  Of a schema it is not known here whether words would do.
+ */
+extern LlmParams llmgw_params_given(const LlmWireCall *call);
+
+/* Whether its value in params says no more than leaving it out. */
+extern bool llmgw_param_is_idle(Jsonb *params, LlmParam param);
+
+/* Takes parameters out of the call; the JSON that is changed is a copy. */
+extern void llmgw_params_leave_out(LlmWireCall *call, LlmParams params);
+
+/*
+ * Of an answer that failed with LLMGW_INVALID_REQUEST, by the status and body of
+ * the error: sets refused and how_refused.
+ */
+extern void llmgw_params_read_refusal(int http_status, const char *body, size_t len,
+									  LlmAnswer *answer);
+
+/* How many strings a "stop" in params has; of one that is a string, 1. */
+extern int	llmgw_params_stops(Jsonb *params);
+
+/* One of them, palloc'd. */
+extern char *llmgw_params_stop(Jsonb *params, int i);
+
 /* dialect_limits.c */
 
 /*
@@ -279,6 +362,12 @@ extern void llmgw_read_limits(const char *headers, const char *body, size_t len,
 
 /* dialect_openai.c, used by dialects that share its wire format */
 extern const LlmDialect llmgw_dialect_openai;
+
+/* whether the endpoint is OpenAI's own */
+extern bool llmgw_openai_is_original(const LlmWireCall *call);
+
+/* OpenAI's "string too long. Expected a string with maximum length 40" */
+#define LLMGW_OPENAI_MAX_CALL_ID	40
 
 /* which name of the output limit a request will use; never AUTO */
 extern LlmTokenParam llmgw_openai_token_param(const LlmWireCall *call);

@@ -226,9 +226,15 @@ llmgw_answer_parse_event(LlmAnswer *answer, const char *name, const char *data,
 {
 	char	   *reason;
 	Jsonb	   *doc = llmgw_json_parse(data, len, &reason);
+	JsonbValue	v;
 
 	if (doc != NULL && JB_ROOT_IS_OBJECT(doc))
 		return doc;
+
+	/* Google wraps an error into an array */
+	if (doc != NULL && llmgw_json_get(&doc->root, &v, "[0]", "error", NULL) &&
+		llmgw_json_get(&doc->root, &v, "[0]", NULL))
+		return JsonbValueToJsonb(&v);
 	if (strcmp(name, "error") == 0)
 	{
 		llmgw_answer_fail(answer, LLMGW_SERVER_ERROR,

@@ -36,6 +36,7 @@ static const LlmOption known_options[] = {
 	{"extra", LLMGW_OPTION_EXTRA},
 	{"force_tool", LLMGW_OPTION_BOOL},
 	{"headers", LLMGW_OPTION_HEADERS},
+	{"image_urls", LLMGW_OPTION_BOOL},
 	{"max_tokens", LLMGW_OPTION_INT, 1, PG_INT32_MAX},
 	{"stream", LLMGW_OPTION_BOOL},
 	{"version", LLMGW_OPTION_TEXT}
@@ -183,8 +184,12 @@ put_tool_result(StringInfo buf, const char **open, const LlmMessage *message)
 static void
 put_messages(StringInfo buf, const LlmWireCall *call)
 {
+	static const LlmCallIds ids = {
+		"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-", 64
+	};
 	int			nturns;
-	LlmTurn    *turns = llmgw_messages_turns(call->messages, &nturns);
+	LlmTurn    *turns = llmgw_messages_turns(llmgw_messages_fit_ids(call->messages, &ids),
+											 &nturns);
 	const char *open = NULL;
 
 	llmgw_json_key(buf, "messages");
@@ -521,6 +526,31 @@ check_options(Jsonb *options)
 		llmgw_request_check_headers(options, header_options);
 }
 
+static LlmParams
+lacks(const LlmWireCall *call)
+{
+	return LLMGW_PARAM_BIT(LLMGW_PARAM_MIN_P) |
+		LLMGW_PARAM_BIT(LLMGW_PARAM_SEED) |
+		LLMGW_PARAM_BIT(LLMGW_PARAM_PRESENCE_PENALTY) |
+		LLMGW_PARAM_BIT(LLMGW_PARAM_FREQUENCY_PENALTY) |
+		LLMGW_PARAM_BIT(LLMGW_PARAM_REASONING_EFFORT) |
+		LLMGW_PARAM_BIT(LLMGW_PARAM_VERBOSITY);
+}
+
+/* "each stop sequence must contain non-whitespace" */
+static const char *
+cannot(Jsonb *params)
+{
+	for (int i = 0; i < llmgw_params_stops(params); i++)
+	{
+		char	   *stop = llmgw_params_stop(params, i);
+
+		if (stop[strspn(stop, " \t\n\r\f\v")] == '\0')
+			return "kind \"anthropic\" takes no \"stop\" of white space only";
+	}
+	return NULL;
+}
+
 const LlmDialect llmgw_dialect_anthropic = {
 	.kind = "anthropic",
 	.default_base_url = DEFAULT_BASE_URL,
@@ -533,5 +563,7 @@ const LlmDialect llmgw_dialect_anthropic = {
 	.read_error = llmgw_anthropic_read_error,
 	.read_limits = llmgw_read_limits,
 	.probe_request = probe_request,
-	.check_options = check_options
+	.check_options = check_options,
+	.lacks = lacks,
+	.cannot = cannot
 };

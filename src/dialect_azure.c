@@ -27,6 +27,7 @@ static const LlmOption known_options[] = {
 	{"api_version", LLMGW_OPTION_TEXT},
 	{"extra", LLMGW_OPTION_EXTRA},
 	{"headers", LLMGW_OPTION_HEADERS},
+	{"image_urls", LLMGW_OPTION_BOOL},
 	{"include_usage", LLMGW_OPTION_BOOL},
 	{"stream", LLMGW_OPTION_BOOL},
 	{"token_parameter", LLMGW_OPTION_TEXT}
@@ -89,12 +90,16 @@ add_headers(const LlmWireCall *call, LlmHttpRequest *request)
 static void
 build_request(const LlmWireCall *call, LlmHttpRequest *request)
 {
+	static const LlmCallIds ids = {NULL, LLMGW_OPENAI_MAX_CALL_ID};
+	LlmWireCall fitting = *call;
+
 	request->url = make_url(call, call->model, "chat/completions");
 	llmgw_request_header(request, "Content-Type", "application/json");
 	llmgw_request_header(request, "Accept", call->stream ? "text/event-stream" :
 						 "application/json");
 	add_headers(call, request);
-	llmgw_openai_put_chat(call, request);
+	fitting.messages = llmgw_messages_fit_ids(call->messages, &ids);
+	llmgw_openai_put_chat(&fitting, request);
 }
 
 static void
@@ -144,6 +149,12 @@ check_options(Jsonb *options)
 	return llmgw_openai_check_token_param(options);
 }
 
+static LlmParams
+lacks(const LlmWireCall *call)
+{
+	return LLMGW_PARAM_BIT(LLMGW_PARAM_TOP_K) | LLMGW_PARAM_BIT(LLMGW_PARAM_MIN_P);
+}
+
 const LlmDialect llmgw_dialect_azure = {
 	.kind = "azure",
 	.default_base_url = NULL,
@@ -159,5 +170,6 @@ const LlmDialect llmgw_dialect_azure = {
 	.build_embedding = build_embedding,
 	.parse_embedding = llmgw_openai_parse_embedding,
 	.probe_request = probe_request,
-	.check_options = check_options
+	.check_options = check_options,
+	.lacks = lacks
 };

@@ -31,6 +31,9 @@
 /* batchEmbedContents: "at most 100 requests can be in one batch" */
 #define MAX_INPUTS			100
 
+/* stopSequences: "up to 5" */
+#define MAX_STOPS			5
+
 /* A model of the newest generation, whichever that is: gemini-flash-latest. */
 #define LATEST				1000
 
@@ -579,6 +582,21 @@ check_options(Jsonb *options)
 	return llmgw_options_check(options, known_options, lengthof(known_options));
 }
 
+static LlmParams
+lacks(const LlmWireCall *call)
+{
+	return LLMGW_PARAM_BIT(LLMGW_PARAM_MIN_P) |
+		LLMGW_PARAM_BIT(LLMGW_PARAM_USER) |
+		LLMGW_PARAM_BIT(LLMGW_PARAM_VERBOSITY);
+}
+
+static const char *
+cannot(Jsonb *params)
+{
+	return llmgw_params_stops(params) > MAX_STOPS ?
+		psprintf("kind \"gemini\" takes at most %d \"stop\" texts", MAX_STOPS) : NULL;
+}
+
 const LlmDialect llmgw_dialect_gemini = {
 	.kind = "gemini",
 	.default_base_url = DEFAULT_BASE_URL,
@@ -595,5 +613,7 @@ const LlmDialect llmgw_dialect_gemini = {
 	.build_embedding = build_embedding,
 	.parse_embedding = llmgw_gemini_parse_embedding,
 	.probe_request = probe_request,
-	.check_options = check_options
+	.check_options = check_options,
+	.lacks = lacks,
+	.cannot = cannot
 };

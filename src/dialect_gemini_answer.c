@@ -163,6 +163,8 @@ classify(int http_status, const LlmErrorBody *e, const ErrorDetails *d)
 		return is_quota(e, d) ? LLMGW_QUOTA : LLMGW_RATE_LIMIT;
 	if (http_status == 400 && is_auth(e, d))
 		return LLMGW_AUTH;
+	if (http_status == 403 && d->reason != NULL && strcmp(d->reason, "BILLING_DISABLED") == 0)
+		return LLMGW_QUOTA;
 	if (strcmp(status, "DEADLINE_EXCEEDED") == 0)
 		return LLMGW_TIMEOUT;	/* Google's own limit, not a proxy's */
 	if (strcmp(status, "CANCELLED") == 0)

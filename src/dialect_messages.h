@@ -99,7 +99,7 @@ typedef struct LlmToolChoice
 	const char *name;			/* when NAMED */
 } LlmToolChoice;
 
-/* dialect_messages.c */
+/* dialect_messages.c, dialect_tools.c */
 
 /*
  * Each returns NULL (false) with *reason, palloc'd, a phrase for a user that
@@ -117,6 +117,22 @@ extern LlmMessages *llmgw_messages_parse(Jsonb *doc, char **reason);
 extern LlmTools *llmgw_tools_parse(Jsonb *doc, char **reason);
 extern bool llmgw_tool_choice_parse(Jsonb *doc, const LlmTools *tools,
 									LlmToolChoice *choice, char **reason);
+
+/* Which ids of tool calls a provider takes. */
+typedef struct LlmCallIds
+{
+	const char *characters;		/* NULL: any */
+	int			length;
+	bool		exactly;		/* else up to that length */
+} LlmCallIds;
+
+/*
+ * The conversation with ids that fit: calls that another provider made have
+ * that one's.  What fits stays; another id becomes one that follows from it
+ * alone, so a call and its result, and the same conversation later, agree.
+ */
+extern const LlmMessages *llmgw_messages_fit_ids(const LlmMessages *messages,
+												 const LlmCallIds *ids);
 
 /* One user message with that text, as llm_complete makes it. */
 extern LlmMessages *llmgw_messages_from_prompt(const char *prompt);

@@ -116,6 +116,22 @@ count_tokens(int64 characters)
 	return (characters + CHARACTERS_PER_TOKEN - 1) / CHARACTERS_PER_TOKEN;
 }
 
+/* Ends the reply before the first of the texts that the call stops at. */
+static void
+stop_reply(Mock *m)
+{
+	Jsonb	   *params = m->call->params;
+
+	for (int i = 0; i < llmgw_params_stops(params); i++)
+	{
+		char	   *stop = llmgw_params_stop(params, i);
+		char	   *found = *stop ? strstr(m->reply, stop) : NULL;
+
+		if (found != NULL)
+			*found = '\0';
+	}
+}
+
 /* What to say, and what it counts. */
 static void
 make_reply(Mock *m)
@@ -134,6 +150,7 @@ make_reply(Mock *m)
 		m->reply = call->schema ?
 			llmgw_mock_sample(call->schema, llmgw_mock_subject(call)) :
 			psprintf("mock reply to: %s", llmgw_mock_subject(call));
+	stop_reply(m);
 	m->finish_reason = m->tool ? "tool_calls" : "stop";
 	if (call->max_tokens > 0)
 	{

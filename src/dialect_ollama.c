@@ -355,6 +355,19 @@ check_options(Jsonb *options)
 	return llmgw_options_check(options, known, NOPTIONS);
 }
 
+/* Of a named tool's choice that only the others are not offered; see above. */
+static LlmParams
+lacks(const LlmWireCall *call)
+{
+	LlmParams	params = LLMGW_PARAM_BIT(LLMGW_PARAM_USER) |
+	LLMGW_PARAM_BIT(LLMGW_PARAM_VERBOSITY);
+
+	if (call->tool_choice.mode == LLMGW_CHOICE_REQUIRED ||
+		call->tool_choice.mode == LLMGW_CHOICE_NAMED)
+		params |= LLMGW_PARAM_BIT(LLMGW_PARAM_TOOL_CHOICE);
+	return params;
+}
+
 const LlmDialect llmgw_dialect_ollama = {
 	.kind = "ollama",
 	.default_base_url = DEFAULT_BASE_URL,
@@ -370,5 +383,6 @@ const LlmDialect llmgw_dialect_ollama = {
 	.build_embedding = build_embedding,
 	.parse_embedding = llmgw_ollama_parse_embedding,
 	.probe_request = probe_request,
-	.check_options = check_options
+	.check_options = check_options,
+	.lacks = lacks
 };

@@ -13,6 +13,8 @@
  */
 #include "postgres.h"
 
+#include <ctype.h>
+
 #include "dialect_request.h"
 #include "json.h"
 
@@ -21,9 +23,12 @@
 static const LlmOption known_options[] = {
 	{"extra", LLMGW_OPTION_EXTRA},
 	{"headers", LLMGW_OPTION_HEADERS},
+	{"image_urls", LLMGW_OPTION_BOOL},
 	{"include_usage", LLMGW_OPTION_BOOL},
+	{"keep_connection", LLMGW_OPTION_BOOL},
 	{"organization", LLMGW_OPTION_TEXT},
 	{"project", LLMGW_OPTION_TEXT},
+	{"short_call_ids", LLMGW_OPTION_BOOL},
 	{"stream", LLMGW_OPTION_BOOL},
 	{"token_parameter", LLMGW_OPTION_TEXT}
 };
@@ -43,6 +48,48 @@ add_headers(const LlmWireCall *call, LlmHttpRequest *request)
 	llmgw_request_user_agent(request);
 }
 
+/* Whether that host is where the requests go. */
+static bool
+is_at(const LlmWireCall *call, const char *host)
+{
+	LlmUrl		url;
+	const char *reason;
+
+	return llmgw_http_split_url(call->base_url ? call->base_url : DEFAULT_BASE_URL,
+								&url, &reason) &&
+		strcmp(url.host, host) == 0;
+}
+
+bool
+llmgw_openai_is_original(const LlmWireCall *call)
+{
+	return is_at(call, "api.openai.com");
+}
+
+/*
+ * Whether it is one of OpenAI's reasoning models by its name: gpt-5 and up, o1
+ * and up.  Azure writes 3.5 as 35, and a number before a b counts parameters.
+ */
+static bool
+is_reasoning_name(const char *model)
+{
+	const char *slash = strrchr(model, '/');
+	bool		gpt;
+	char	   *end;
+	unsigned long number;
+
+	model = slash ? slash + 1 : model;
+	gpt = strncmp(model, "gpt-", 4) == 0;
+	if (!gpt && *model != 'o')
+		return false;
+	model += gpt ? 4 : 1;
+	if (!isdigit((unsigned char) *model))
+		return false;
+	number = strtoul(model, &end, 10);
+	return gpt ? number >= 5 && number != 35 && *end != 'b' && *end != 'B' :
+		number >= 1 && !isalpha((unsigned char) *end);
+}
+
 /*
  * OpenAI's reasoning models refuse max_tokens; most compatible servers know
  * nothing else.
@@ -50,29 +97,17 @@ add_headers(const LlmWireCall *call, LlmHttpRequest *request)
 LlmTokenParam
 llmgw_openai_token_param(const LlmWireCall *call)
 {
-	static const char *const families[] = {"gpt-5", "o1", "o3", "o4"};
-	const char *model = strrchr(call->model, '/');
 	char	   *option = llmgw_request_option(call, "token_parameter");
-	LlmUrl		url;
-	const char *reason;
 
 	if (call->token_param != LLMGW_TOKENS_AUTO)
 		return call->token_param;
 	if (option != NULL)
 		return strcmp(option, "max_tokens") == 0 ? LLMGW_TOKENS_MAX_TOKENS :
 			LLMGW_TOKENS_MAX_COMPLETION_TOKENS;
-	if (call->base_url == NULL ||
-		(llmgw_http_split_url(call->base_url, &url, &reason) &&
-		 strcmp(url.host, "api.openai.com") == 0))
+	if (llmgw_openai_is_original(call))
 		return LLMGW_TOKENS_MAX_COMPLETION_TOKENS;
-
-	model = model ? model + 1 : call->model;
-	for (int i = 0; i < lengthof(families); i++)
-	{
-		if (strncmp(model, families[i], strlen(families[i])) == 0)
-			return LLMGW_TOKENS_MAX_COMPLETION_TOKENS;
-	}
-	return LLMGW_TOKENS_MAX_TOKENS;
+	return is_reasoning_name(call->model) ? LLMGW_TOKENS_MAX_COMPLETION_TOKENS :
+		LLMGW_TOKENS_MAX_TOKENS;
 }
 
 static void
@@ -315,15 +350,38 @@ llmgw_openai_put_embedding(const LlmWireCall *call, LlmHttpRequest *request)
 	llmgw_request_end_body(request, buf, call);
 }
 
+/*
+ * Mistral: "Tool call id was ... but must be a-z, A-Z, 0-9, with a length of
+ * 9", also where others run its models.  Most take any.
+ */
+static const LlmMessages *
+fitting_messages(const LlmWireCall *call)
+{
+	static const LlmCallIds openai = {NULL, LLMGW_OPENAI_MAX_CALL_ID};
+	static const LlmCallIds mistral = {
+		"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", 9, true
+	};
+	bool		brief = is_at(call, "api.mistral.ai");
+
+	if (call->options != NULL)
+		brief = llmgw_json_get_bool(&call->options->root, brief, "short_call_ids", NULL);
+	return brief ? llmgw_messages_fit_ids(call->messages, &mistral) :
+		is_at(call, "api.openai.com") ? llmgw_messages_fit_ids(call->messages, &openai) :
+		call->messages;
+}
+
 static void
 build_request(const LlmWireCall *call, LlmHttpRequest *request)
 {
+	LlmWireCall fitting = *call;
+
 	request->url = llmgw_request_url(call, DEFAULT_BASE_URL, "/chat/completions");
 	llmgw_request_header(request, "Content-Type", "application/json");
 	llmgw_request_header(request, "Accept", call->stream ? "text/event-stream" :
 						 "application/json");
 	add_headers(call, request);
-	llmgw_openai_put_chat(call, request);
+	fitting.messages = fitting_messages(call);
+	llmgw_openai_put_chat(&fitting, request);
 }
 
 static void
@@ -368,6 +426,14 @@ check_options(Jsonb *options)
 	return problem ? problem : llmgw_request_check_headers(options, header_options);
 }
 
+/* These are vLLM's; OpenAI knows them as little as other unknown words. */
+static LlmParams
+lacks(const LlmWireCall *call)
+{
+	return llmgw_openai_is_original(call) ?
+		LLMGW_PARAM_BIT(LLMGW_PARAM_TOP_K) | LLMGW_PARAM_BIT(LLMGW_PARAM_MIN_P) : 0;
+}
+
 const LlmDialect llmgw_dialect_openai = {
 	.kind = "openai",
 	.default_base_url = DEFAULT_BASE_URL,
@@ -383,5 +449,6 @@ const LlmDialect llmgw_dialect_openai = {
 	.build_embedding = build_embedding,
 	.parse_embedding = llmgw_openai_parse_embedding,
 	.probe_request = probe_request,
-	.check_options = check_options
+	.check_options = check_options,
+	.lacks = lacks
 };

@@ -1,11 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * dialect_tools.c
- *	  The tools that a caller offers, in no provider's words.
+ *	  The tools that a caller offers, in no provider's words, and the ids of
+ *	  calls of tools.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
+
+#include "common/hashfn.h"
 
 #include "dialect_messages.h"
 #include "dialect_reader.h"
@@ -161,4 +164,72 @@ llmgw_tool_choice_parse(Jsonb *doc, const LlmTools *tools, LlmToolChoice *choice
 	}
 	return llmgw_reader_wrong(&r, ".name must be one of tools; there is no \"%s\"",
 							  llmgw_reader_shown(choice->name));
+}
+
+/*
+ * Ids
+ */
+
+static bool
+id_fits(const char *id, const LlmCallIds *ids)
+{
+	int			len = strlen(id);
+
+	return (ids->exactly ? len == ids->length : len <= ids->length) &&
+		(ids->characters == NULL || strspn(id, ids->characters) == len);
+}
+
+static const char *
+fit_id(const char *id, const LlmCallIds *ids)
+{
+	static const char digits[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+	StringInfoData buf;
+	int			length = ids->exactly ? ids->length : Min(ids->length, 25);
+
+	if (id_fits(id, ids))
+		return id;
+	initStringInfo(&buf);
+	if (!ids->exactly)
+		appendStringInfoString(&buf, "call_");
+	for (uint64 seed = 1; buf.len < length; seed++)
+	{
+		uint64		hash = hash_bytes_extended((const unsigned char *) id,
+											   strlen(id), seed);
+
+		/* ten digits are in 64 bits */
+		for (int i = 0; i < 10 && buf.len < length; i++, hash /= 62)
+			appendStringInfoChar(&buf, digits[hash % 62]);
+	}
+	return buf.data;
+}
+
+const LlmMessages *
+llmgw_messages_fit_ids(const LlmMessages *messages, const LlmCallIds *ids)
+{
+	LlmMessages *copy;
+
+	if (!messages->has_tools)
+		return messages;
+	copy = palloc(sizeof(LlmMessages));
+	*copy = *messages;
+	copy->messages = palloc(messages->n * sizeof(LlmMessage));
+	for (int i = 0; i < messages->n; i++)
+	{
+		LlmMessage *m = &copy->messages[i];
+		LlmToolUse *uses;
+
+		*m = messages->messages[i];
+		uses = m->tool_uses;
+		if (m->tool_call_id != NULL)
+			m->tool_call_id = fit_id(m->tool_call_id, ids);
+		if (m->ntool_uses == 0)
+			continue;
+		m->tool_uses = palloc(m->ntool_uses * sizeof(LlmToolUse));
+		for (int j = 0; j < m->ntool_uses; j++)
+		{
+			m->tool_uses[j] = uses[j];
+			m->tool_uses[j].id = fit_id(uses[j].id, ids);
+		}
+	}
+	return copy;
 }

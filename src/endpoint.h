@@ -42,6 +42,8 @@
 #ifndef LLMGW_ENDPOINT_H
 #define LLMGW_ENDPOINT_H
 
+#include "datatype/timestamp.h"
+
 #include "breaker.h"
 #include "config.h"
 #include "limiter.h"
@@ -62,6 +64,7 @@ typedef struct LlmAdmission
 									 * nothing */
 	LlmEndpoint *slot;			/* NULL: it has none */
 	bool		held;			/* room is taken, a pass given */
+	bool		probes;			/* it finds out how the endpoint is */
 	LlmBreakerPass pass;
 	LlmLimiterHold hold;
 	uint64		mark;			/* of the provider's row and key */
@@ -79,6 +82,7 @@ typedef struct LlmAdmitQuery
 	const LlmProvider *provider;
 	const char *key;			/* the provider's key; NULL: none */
 	LlmBreakerAsk who;			/* CALL; CALL_MAY_PROBE is found out here */
+	bool		probe;			/* all that it wants is to find out */
 	int			rank;			/* of its priority, from 1 */
 	int64		tokens;			/* expected, input and output */
 	LlmReady   *ready;			/* the call's, with its run's list */
@@ -104,7 +108,7 @@ typedef struct LlmRefusal
 /*
  * Asks to send.  On LLMGW_ADMITTED the admission holds what must be settled or
  * abandoned.  If it was waiting at this endpoint, it keeps its place with LATER
- * and loses it otherwise; if at another one, it loses that first.
+ * and loses it otherwise; if at another one, it loses that only when admitted.
  */
 extern LlmAdmit llmgw_endpoint_admit(LlmAdmission *admission, const LlmAdmitQuery *query,
 									 LlmRefusal *refusal);
@@ -113,7 +117,8 @@ extern LlmAdmit llmgw_endpoint_admit(LlmAdmission *admission, const LlmAdmitQuer
  * Queues up after LLMGW_ADMIT_LATER: query->ready is marked when it is worth while
  * to ask again, at the latest after LLMGW_LOOK_US where the caller sets a timer
  * for that.  When there is no place left in any queue, does nothing: the timer
- * is then all there is.
+ * is then all there is.  A place at another endpoint is given up, but not since
+ * when the call has waited.
  */
 extern void llmgw_endpoint_wait(LlmAdmission *admission, const LlmAdmitQuery *query);
 
@@ -186,13 +191,14 @@ typedef struct LlmEndpointStatus
 extern bool llmgw_endpoint_status(const LlmProvider *provider, LlmEndpointStatus *status);
 
 /*
- * By hand, at once, whatever becomes of the transaction.  They take a slot where
+ * By hand, at once, whatever becomes of the transaction.  A reset also ends a
+ * pause that the provider asked for.  They take a slot where
  * there is none yet; false: there is none to be had.
  */
 extern bool llmgw_endpoint_open(const LlmProvider *provider);
 extern bool llmgw_endpoint_reset(const LlmProvider *provider);
 
-/* endpoints that found no free slot, since the server started */
+/* how often an endpoint found no free slot, since the server started */
 extern uint64 llmgw_endpoint_overflows(void);
 
 /* endpoint_events.c: for the worker of a database */

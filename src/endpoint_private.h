@@ -12,6 +12,7 @@
 
 #include "port/atomics.h"
 #include "storage/lwlock.h"
+#include "storage/s_lock.h"
 
 #include "endpoint.h"
 
@@ -112,6 +113,22 @@ extern bool llmgw_endpoint_note_change(LlmEndpoint *slot, const LlmBreaker *befo
 
 /* Asks for a worker and wakes it; not while aborting. */
 extern void llmgw_endpoint_wake_worker(void);
+
+/*
+ * Under the slot's lock: what an attempt says of how the endpoint is doing.
+ * endpoint_health.c.
+ */
+extern void llmgw_endpoint_learn(LlmEndpoint *slot, const LlmSettlement *settlement,
+								 LlmInstant now);
+
+/*
+ * What a call is to the provider's breaker: whether it may probe, because no
+ * worker will.  Takes a lock on first use: not under a slot's.
+ */
+extern LlmBreakerAsk llmgw_endpoint_ask(const LlmProvider *provider, LlmBreakerAsk who);
+
+/* How long a probe's pass is good: longer than a call to it may take. */
+extern int64 llmgw_endpoint_probe_us(const LlmProvider *provider);
 
 /* The moment as people read it. */
 extern TimestampTz llmgw_endpoint_wall_time(LlmInstant at);

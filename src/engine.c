@@ -39,13 +39,13 @@ start_some(LlmRun *run)
 }
 
 static bool
-turn(LlmRun *run)
+turn(LlmRun *run, LlmInstant until)
 {
 	start_some(run);
 	if (run->in_flight == 0)
 		return false;
 	if (dlist_is_empty(&run->ready))
-		llmgw_loop_turn(LLMGW_NEVER);
+		llmgw_loop_turn(until);
 
 	while (!dlist_is_empty(&run->ready))
 	{
@@ -78,8 +78,20 @@ llmgw_engine_begin(LlmRun *run)
 	run->exhausted = false;
 }
 
+void
+llmgw_engine_resume(LlmRun *run)
+{
+	run->exhausted = false;
+}
+
 bool
 llmgw_engine_turn(LlmRun *run)
+{
+	return llmgw_engine_turn_until(run, LLMGW_NEVER);
+}
+
+bool
+llmgw_engine_turn_until(LlmRun *run, LlmInstant until)
 {
 	volatile bool more = false;
 
@@ -89,7 +101,7 @@ llmgw_engine_turn(LlmRun *run)
 	 */
 	PG_TRY();
 	{
-		more = turn(run);
+		more = turn(run, until);
 	}
 	PG_CATCH();
 	{

@@ -36,6 +36,15 @@ struct LlmRun
 extern void llmgw_engine_begin(LlmRun *run);
 extern bool llmgw_engine_turn(LlmRun *run);
 
+/* The same, but waits no longer than that. */
+extern bool llmgw_engine_turn_until(LlmRun *run, LlmInstant until);
+
+/*
+ * next() has more again, after it has returned NULL: the run goes on, also one
+ * that had ended.  May be called by done().
+ */
+extern void llmgw_engine_resume(LlmRun *run);
+
 /*
  * Returns when next() has no more and every call is done.  When it raises (an
  * interrupt, out of memory, an error of next() or done()), it first resets

@@ -102,7 +102,9 @@ llmgw_error_class_hint(LlmErrorClass class)
 static const char *const quota_codes[] = {
 	"insufficient_quota", "credit_balance_exhausted",
 	"organization_spend_limit_exceeded", "billing_hard_limit_reached",
-	"billing_not_active", "billing_error", NULL
+	"billing_not_active", "billing_error",
+	"exceeded_current_quota_error", /* Moonshot */
+	NULL
 };
 
 static const char *const context_codes[] = {
@@ -139,6 +141,7 @@ static const char *const context_phrases[] = {
 	"exceeds the maximum number of tokens allowed",
 	"reduce the length of the messages",
 	"prompt is too long",
+	"is too large to process. increase the physical batch size",	/* llama.cpp */
 	NULL
 };
 
@@ -179,6 +182,12 @@ has_phrase(const char *lower_text, const char *const *phrases)
 			return true;
 	}
 	return false;
+}
+
+static bool
+begins_with(const char *text, const char *beginning)
+{
+	return strncmp(text, beginning, strlen(beginning)) == 0;
 }
 
 /* Whether code, type or inner code is one of the list. */
@@ -245,11 +254,9 @@ is_unknown_model(const LlmErrorWords *w, const char *text)
 static bool
 is_quota(const LlmErrorWords *w, const char *text)
 {
-	static const char credit[] = "your credit balance is too low";
-
 	/* Anthropic says it with 400 and an ordinary type */
 	return has_code(w, quota_codes) ||
-		strncmp(text, credit, sizeof(credit) - 1) == 0;
+		begins_with(text, "your credit balance is too low");
 }
 
 static bool
@@ -335,8 +342,9 @@ llmgw_error_classify(int http_status, const LlmErrorWords *words)
 			return LLMGW_NOT_FOUND;
 		case 408:
 			return LLMGW_TIMEOUT;
-		case 413:				/* Groq, Anthropic: too many tokens */
-			return LLMGW_CONTEXT_LENGTH;
+		case 413:				/* Groq: for a minute; Anthropic: for ever */
+			return mentions(words, "rate_limit") ? LLMGW_RATE_LIMIT :
+				LLMGW_CONTEXT_LENGTH;
 		case 429:
 
 			/*
@@ -350,7 +358,18 @@ llmgw_error_classify(int http_status, const LlmErrorWords *words)
 		case 503:
 		case 529:				/* Anthropic: overloaded */
 			return LLMGW_OVERLOADED;
+		case 500:				/* llama.cpp says so of what it is asked, too */
+			if (is_context_length(words, text))
+				return LLMGW_CONTEXT_LENGTH;
+			return begins_with(text, "image input is not supported") ||
+				begins_with(text, "audio input is not supported") ?
+				LLMGW_INVALID_REQUEST : LLMGW_SERVER_ERROR;
+		case 501:				/* it cannot do that, now or later */
+			return LLMGW_INVALID_REQUEST;
 		default:
+			/* a redirect, which nobody follows: the URL is not the right one */
+			if (http_status >= 300 && http_status < 400)
+				return LLMGW_NOT_FOUND;
 			return http_status >= 400 && http_status < 500 ?
 				LLMGW_INVALID_REQUEST : LLMGW_SERVER_ERROR;
 	}

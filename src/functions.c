@@ -9,7 +9,9 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_type.h"
 #include "funcapi.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
@@ -155,6 +157,21 @@ put_money(Datum *values, bool *nulls, int i, LlmNano nano)
 	values[i] = nulls[i] ? (Datum) 0 : llmgw_nano_to_numeric(nano);
 }
 
+/* Their names, as an array. */
+static void
+put_params(Datum *values, bool *nulls, int i, LlmParams params)
+{
+	Datum		names[LLMGW_NPARAMS];
+	int			n = 0;
+
+	for (int p = 0; p < LLMGW_NPARAMS; p++)
+		if (params & LLMGW_PARAM_BIT(p))
+			names[n++] = CStringGetTextDatum(llmgw_param_name((LlmParam) p));
+	nulls[i] = n == 0;
+	values[i] = n == 0 ? (Datum) 0 :
+		PointerGetDatum(construct_array(names, n, TEXTOID, -1, false, TYPALIGN_INT));
+}
+
 /*
  * The error in one line.  That no model can answer says nothing without the
  * reasons, which are a DETAIL where it is raised.
@@ -199,7 +216,7 @@ llmgw_detail_row(const LlmCall *call, Datum *values, bool *nulls)
 	values[i++] = BoolGetDatum(call->fallback);
 	nulls[i] = false;
 	values[i++] = BoolGetDatum(false);	/* cached */
-	nulls[i++] = true;			/* degraded: nothing was dropped */
+	put_params(values, nulls, i++, ok ? call->degraded : 0);
 	nulls[i++] = true;			/* notice: not downgraded */
 	nulls[i] = call->tool_calls == NULL;
 	values[i] = nulls[i] ? (Datum) 0 : JsonbPGetDatum(call->tool_calls);

@@ -57,6 +57,12 @@ enum
  */
 extern LlmSpec *llmgw_args_read(FunctionCallInfo fcinfo, MemoryContext context);
 
+/* Raises 55000 and 25006 where nobody may make a call. */
+extern void llmgw_args_check_may_call(void);
+
+/* Fills in who calls; in the current context. */
+extern void llmgw_args_set_caller(LlmSpec *spec, Oid role);
+
 /* Raises 22023 for a prompt that no provider takes. */
 extern void llmgw_args_check_prompt(const char *prompt);
 

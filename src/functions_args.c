@@ -349,12 +349,9 @@ llmgw_args_concurrency(FunctionCallInfo fcinfo, int arg)
 	return n;
 }
 
-LlmSpec *
-llmgw_args_read(FunctionCallInfo fcinfo, MemoryContext context)
+void
+llmgw_args_check_may_call(void)
 {
-	MemoryContext old = MemoryContextSwitchTo(context);
-	LlmSpec    *spec = palloc0(sizeof(LlmSpec));
-
 	if (!llmgw_enabled)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -366,15 +363,28 @@ llmgw_args_read(FunctionCallInfo fcinfo, MemoryContext context)
 				 errmsg("cannot call a model on a standby server"),
 				 errdetail("What a call costs could not be recorded."),
 				 errhint("Make the call on the primary server.")));
+}
 
-	spec->config = llmgw_config_get();
-	llmgw_config_pin(spec->config, context);
-	spec->role = GetOuterUserId();
-	spec->role_name = valid_text(GetUserNameFromId(spec->role, false));
+void
+llmgw_args_set_caller(LlmSpec *spec, Oid role)
+{
+	spec->role = role;
+	spec->role_name = valid_text(GetUserNameFromId(role, false));
 	spec->application_name = application_name && application_name[0] ?
 		pstrdup(application_name) : NULL;
 	spec->query_id = (int64) pgstat_get_my_query_id();
+}
 
+LlmSpec *
+llmgw_args_read(FunctionCallInfo fcinfo, MemoryContext context)
+{
+	MemoryContext old = MemoryContextSwitchTo(context);
+	LlmSpec    *spec = palloc0(sizeof(LlmSpec));
+
+	llmgw_args_check_may_call();
+	spec->config = llmgw_config_get();
+	llmgw_config_pin(spec->config, context);
+	llmgw_args_set_caller(spec, GetOuterUserId());
 	spec->priority = read_priority(fcinfo, spec->config, spec->role);
 	spec->model = text_arg(fcinfo, LLMGW_ARG_MODEL);
 	if (spec->model != NULL)

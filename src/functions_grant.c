@@ -100,6 +100,9 @@ static const Privilege privileges[] =
 	{REPORT, "EXECUTE", "FUNCTION", "_llm_reports_all"},
 	{REPORT, "EXECUTE", "FUNCTION", "_llm_worker_status"},
 	{REPORT, "SELECT", "TABLE", "llm_worker_status"},
+	{REPORT, "EXECUTE", "FUNCTION", "_llm_provider_status"},
+	{REPORT, "SELECT", "TABLE", "llm_provider_status"},
+	{REPORT, "SELECT", "TABLE", "llm_breaker_events"},
 	{REPORT, "SELECT", "TABLE", "llm_providers"},
 	{REPORT, "SELECT", "TABLE", "llm_models"},
 	{REPORT, "SELECT", "TABLE", "llm_tiers"},
@@ -122,6 +125,9 @@ static const Privilege privileges[] =
 	{ADMIN, "EXECUTE", "FUNCTION", "llm_import_prices"},
 	{ADMIN, "EXECUTE", "FUNCTION", "llm_set_secret"},
 	{ADMIN, "EXECUTE", "FUNCTION", "llm_drop_secret"},
+	{ADMIN, "EXECUTE", "FUNCTION", "llm_probe"},
+	{ADMIN, "EXECUTE", "FUNCTION", "llm_breaker_open"},
+	{ADMIN, "EXECUTE", "FUNCTION", "llm_breaker_reset"},
 };
 
 static void

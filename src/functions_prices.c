@@ -85,6 +85,7 @@ llmgw_sql_estimate_cost(PG_FUNCTION_ARGS)
 	query.tags = llmgw_args_default_tags();
 	query.characters = pg_mbstrlen_with_len(VARDATA_ANY(prompt), VARSIZE_ANY_EXHDR(prompt));
 
+	query.peek = true;
 	llmgw_route(config, &query, &route);
 	candidate = first_candidate(&route);
 	if (candidate == NULL || candidate->estimate == LLMGW_COST_UNKNOWN)
@@ -147,7 +148,7 @@ entry_at(Jsonb *list, const char *key, const char *provider, LlmPriceEntry *entr
 
 /*
  * Finds the entry of a model.  Whose it must be: the provider of that name; or
- * the one that is known to be at that address; or the one that a kind is named
+ * the one that is known to be at that address, as the list calls it or we do; or the one that a kind is named
  * after, which does not hold for openai, spoken by many.  What it must be
  * called: as the provider calls the model, or as we do.
  */
@@ -158,6 +159,7 @@ find_entry(Jsonb *list, const LlmModel *model, LlmPriceEntry *entry)
 	const LlmPreset *preset = llmgw_preset_at(p->kind, p->base_url);
 	const char *providers[] = {
 		p->name,
+		preset ? preset->price_list_name : NULL,
 		preset ? preset->name : NULL,
 		strcmp(p->kind, "openai") != 0 ? p->kind : NULL,
 	};

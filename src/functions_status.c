@@ -16,6 +16,7 @@
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
+#include "endpoint.h"
 #include "shmem.h"
 #include "spool.h"
 
@@ -36,6 +37,7 @@ enum
 	LAST_BOOKED,
 	LAST_ERROR,
 	LAST_ERROR_AT,
+	REMARK,
 	NCOLUMNS
 };
 
@@ -67,11 +69,16 @@ launcher_row(Datum *values, bool *nulls)
 	int			pid;
 	int			procno;
 	bool		running = llmgw_spool_get_launcher(&pid, &procno);
+	uint64		overflows = llmgw_endpoint_overflows();
 
 	set_text(values, nulls, WORKER, "launcher");
 	set_text(values, nulls, STATE, running ? "running" : "not running");
 	values[PID] = Int32GetDatum(pid);
 	nulls[PID] = !running;
+	if (overflows > 0)
+		set_text(values, nulls, REMARK,
+				 psprintf(UINT64_FORMAT " times a provider found no free slot (llm_gateway.max_providers): it has no circuit breaker and no limits",
+						  overflows));
 }
 
 /* How the worker stands, in words. */

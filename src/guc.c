@@ -339,7 +339,7 @@ define_server_settings(void)
 
 	DefineCustomIntVariable("llm_gateway.max_providers",
 							"Sets how many providers of the cluster have a circuit breaker and limits.",
-							"Each takes some five kilobytes of shared memory.",
+							"Each takes some eight kilobytes of shared memory.",
 							&llmgw_max_providers, 256, 1, 10000,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 
@@ -350,7 +350,7 @@ define_server_settings(void)
 							PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
 
 	DefineCustomIntVariable("llm_gateway.retention",
-							"Sets how long llm_requests and llm_attempts keep their rows.",
+							"Sets how long llm_requests, llm_attempts and llm_breaker_events keep their rows.",
 							"Zero keeps them for ever. llm_daily_spend is always kept.",
 							&llmgw_retention, 0, 0, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);

@@ -516,6 +516,7 @@ set_request_options(LlmTransfer *t, const LlmHttpRequest *r)
 	SET(CURLOPT_PREREQDATA, t);
 	SET(CURLOPT_PROXY, r->proxy ? r->proxy : "");
 	SET(CURLOPT_FRESH_CONNECT, r->fresh ? 1L : 0L);
+	SET(CURLOPT_FORBID_REUSE, r->last ? 1L : 0L);
 	SET(CURLOPT_PIPEWAIT, pg_strncasecmp(r->url, "https:", 6) == 0 ? 1L : 0L);
 	SET(CURLOPT_CONNECTTIMEOUT_MS, r->connect_ms > 0 ? (long) r->connect_ms :
 		(long) INT_MAX);

@@ -86,6 +86,7 @@ typedef struct LlmHttpRequest
 	int			total_ms;
 	int64		max_response;	/* bytes of body; 0: no limit */
 	bool		fresh;			/* on a new connection, not a kept one */
+	bool		last;			/* the connection is not kept for another one */
 	const char *ca_file;		/* NULL: the system's */
 	const char *proxy;			/* NULL: none; never the environment's */
 } LlmHttpRequest;

@@ -250,7 +250,8 @@ parse(const char *doc, size_t len, bool is_utf8, char **reason)
 	{
 		char	   *s;
 
-		s = is_utf8 ? utf8_to_server(doc, len) : pnstrdup(doc, len);
+		s = is_utf8 ? utf8_to_server(doc, len) :
+			llmgw_json_plain(pnstrdup(doc, len));
 		result = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
 													CStringGetDatum(s)));
 	}
@@ -306,6 +307,13 @@ llmgw_json_parse_text(const char *text, char **reason)
 {
 	*reason = NULL;
 	return parse(text, strlen(text), false, reason);
+}
+
+char *
+llmgw_json_plain(char *text)
+{
+	return GetDatabaseEncoding() == PG_SQL_ASCII ?
+		unescape_to_utf8(text, strlen(text)) : text;
 }
 
 /* One step of a path. */

@@ -33,8 +33,14 @@
  */
 extern Jsonb *llmgw_json_parse(const char *utf8, size_t len, char **reason);
 
-/* the same for a NUL-terminated text in the server's encoding, e.g. a setting */
+/* the same for a NUL-terminated text in the server's encoding */
 extern Jsonb *llmgw_json_parse_text(const char *text, char **reason);
+
+/*
+ * The same document without escapes that jsonb_in refuses in a SQL_ASCII
+ * database; in others the text itself.
+ */
+extern char *llmgw_json_plain(char *text);
 
 /* *reason is this very string when only the server's encoding is at fault */
 extern const char *const llmgw_json_unfit;

@@ -46,15 +46,16 @@ judge_transport(const LlmCall *call, const char **message)
 	const LlmTransfer *t = call->transfer;
 	const LlmModel *model = call->route.candidates[call->current].model;
 	const LlmProvider *p = model->provider;
+	const char *host = call->plain && p->probe_url != NULL ? p->probe_url : p->url.host;
 
 	switch (t->outcome)
 	{
 		case LLMGW_HTTP_FAILED_RESOLVE:
-			*message = psprintf("host \"%s\" could not be resolved", p->url.host);
+			*message = psprintf("host \"%s\" could not be resolved", host);
 			return LLMGW_NETWORK;
 		case LLMGW_HTTP_FAILED_ADDRESS:
 			*message = psprintf("host \"%s\" resolves to a link-local or metadata address, where the gateway does not connect",
-								p->url.host);
+								host);
 			return LLMGW_NETWORK;
 		case LLMGW_HTTP_FAILED_PROXY:
 			*message = "llm_gateway.proxy cannot be used";
@@ -107,6 +108,24 @@ judge_transport(const LlmCall *call, const char **message)
 	return LLMGW_OK;
 }
 
+/*
+ * Where a redirect leads, in words: what has to be configured instead.  Without
+ * what may be secret in it.
+ */
+static char *
+redirect_message(const LlmCall *call)
+{
+	char	   *location = llmgw_http_header(call->transfer->headers, "location");
+
+	if (location != NULL)
+		location[strcspn(location, "?#")] = '\0';
+	if (location == NULL || *location == '\0' || strchr(location, '@') != NULL)
+		return psprintf("HTTP %d: redirect not followed", call->transfer->http_status);
+	return psprintf("HTTP %d: redirect not followed: it leads to \"%s\"",
+					call->transfer->http_status,
+					llmgw_answer_clean(&call->answer, location, 200));
+}
+
 LlmErrorClass
 llmgw_judge(LlmCall *call, const char **message)
 {
@@ -126,14 +145,24 @@ llmgw_judge(LlmCall *call, const char **message)
 		old = MemoryContextSwitchTo(call->scratch);
 		dialect->read_error(&call->wire, t->http_status, t->data ? t->data : "",
 							t->len, answer);
+		llmgw_params_read_refusal(t->http_status, t->data ? t->data : "", t->len, answer);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(call->scratch);
-		*message = answer->message;
+		*message = t->http_status < 400 ? redirect_message(call) : answer->message;
 		if (*message == NULL)
 			*message = psprintf("HTTP status %d", t->http_status);
-		return answer->error != LLMGW_OK ? answer->error : LLMGW_SERVER_ERROR;
+		if (answer->error == LLMGW_OK)
+			return LLMGW_SERVER_ERROR;
+		return call->plain ? llmgw_probe_judge(call, answer->error) : answer->error;
 	}
 
+	if (call->plain)
+	{
+		transport = llmgw_probe_judge(call, judge_transport(call, message));
+		if (transport == LLMGW_MALFORMED && *message == NULL)
+			*message = psprintf("HTTP status %d", t->http_status);
+		return transport;
+	}
 	if (!call->streaming && t->outcome == LLMGW_HTTP_DONE)
 	{
 		llmgw_mask_key(t->data, t->len, call->wire.api_key);
@@ -170,6 +199,32 @@ llmgw_judge(LlmCall *call, const char **message)
 }
 
 /*
+ * The tokens of a body that came at once and of which nothing could be read, or
+ * not all came: what the model made is in it.  No more than it was asked for.
+ * Nothing is allocated, and the bytes need not be text.
+ */
+static int64
+unread_output(const LlmCall *call, const LlmModel *model, LlmErrorClass error)
+{
+	const LlmTransfer *t = call->transfer;
+	int64		characters = 0;
+	int64		tokens;
+
+	if (call->streaming || call->inputs != NULL || t->outcome == LLMGW_HTTP_RUNNING ||
+		(error != LLMGW_MALFORMED && error != LLMGW_NETWORK && error != LLMGW_TIMEOUT))
+		return 0;
+	for (size_t i = 0; i < t->len; i++)
+		if (((unsigned char) t->data[i] & 0xC0) != 0x80)
+			characters++;		/* not a later byte of one in UTF-8 */
+	tokens = (characters + 3) / 4;
+	if (call->wire.max_tokens > 0)
+		tokens = Min(tokens, call->wire.max_tokens);
+	if (model->max_output_tokens > 0)
+		tokens = Min(tokens, model->max_output_tokens);
+	return tokens;
+}
+
+/*
  * Usage where the provider gave it.  An error status costs nothing, nor does
  * what was never sent.  What was sent and has no known end is charged by what
  * we know: the prompt, and the output seen so far.
@@ -192,14 +247,14 @@ llmgw_judge_cost(const LlmCall *call, LlmErrorClass error, LlmUsage *usage,
 	}
 	memset(usage, 0, sizeof(*usage));
 	*source = LLMGW_SOURCE_NONE;
-	if (t->http_status >= 300 || !t->requested)
+	if (t->http_status >= 300 || !t->requested || call->plain)
 		return 0;
 	usage->input = (call->characters + 3) / 4;
 	seen = pg_mbstrlen_with_len(call->answer.text.data, call->answer.text.len);
 	for (int i = 0; i < call->answer.ntool_calls; i++)
 		seen += pg_mbstrlen_with_len(call->answer.tool_calls[i].arguments.data,
 									 call->answer.tool_calls[i].arguments.len);
-	usage->output = (seen + 3) / 4;
+	usage->output = seen > 0 ? (seen + 3) / 4 : unread_output(call, model, error);
 	cost = llmgw_cost(model, usage);
 	if (cost != LLMGW_COST_UNKNOWN)
 		*source = LLMGW_SOURCE_ESTIMATE;

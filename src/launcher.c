@@ -44,6 +44,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "endpoint.h"
 #include "launcher.h"
 #include "shmem.h"
 #include "spool.h"
@@ -189,6 +190,7 @@ find_database(const List *databases, Oid oid)
 static void
 drop_spool(void *arg)
 {
+	llmgw_endpoint_drop_database(*(Oid *) arg);
 	llmgw_spool_drop(*(Oid *) arg);
 }
 

@@ -22,6 +22,7 @@
 #include "utils/memutils.h"
 
 #include "guc.h"
+#include "ledger_events.h"
 #include "ledger_retain.h"
 #include "ledger_source.h"
 #include "timing.h"
@@ -463,10 +464,22 @@ llmgw_book_retain(LlmBook *book)
 	MemoryContext caller = MemoryContextSwitchTo(book->step_context);
 	bool		more;
 
-	more = llmgw_retain(book->tables, &book->retained);
+	more = llmgw_retain_events(book->tables);
+	more |= llmgw_retain(book->tables, &book->retained);
 	MemoryContextSwitchTo(caller);
 	MemoryContextReset(book->step_context);
 	return more;
+}
+
+void
+llmgw_book_events(LlmBook *book, const LlmBreakerEvent *events, int n)
+{
+	MemoryContext caller = MemoryContextSwitchTo(book->step_context);
+
+	MemoryContextReset(book->step_context); /* of one that failed */
+	llmgw_events_write(book->tables, events, n);
+	MemoryContextSwitchTo(caller);
+	MemoryContextReset(book->step_context);
 }
 
 void

@@ -14,6 +14,7 @@
 #ifndef LLMGW_LEDGER_BOOK_H
 #define LLMGW_LEDGER_BOOK_H
 
+#include "endpoint.h"
 #include "spool.h"
 
 typedef struct LlmBook LlmBook;
@@ -50,7 +51,13 @@ extern void llmgw_book_sync(LlmBook *book);
 extern void llmgw_book_leave(LlmBook *book);
 
 /*
- * Deletes some rows that are older than llm_gateway.retention, in a transaction
+ * Writes what circuit breakers did to llm_breaker_events, and tells those who
+ * listen, in a transaction of its own.  Raises as llmgw_book_step().
+ */
+extern void llmgw_book_events(LlmBook *book, const LlmBreakerEvent *events, int n);
+
+/*
+ * Deletes some rows that are older than llm_gateway.retention, in transactions
  * of its own.  False when there were none.  Raises as llmgw_book_step().
  */
 extern bool llmgw_book_retain(LlmBook *book);

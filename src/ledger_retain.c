@@ -36,6 +36,21 @@ static LlmStatement delete_requests = {
 	"DELETE FROM @.llm_requests WHERE request_id = ANY ($1)", 1, {INT8ARRAYOID}
 };
 
+static LlmStatement delete_events = {
+	"DELETE FROM @.llm_breaker_events WHERE event_id = ANY (ARRAY("
+	"SELECT event_id FROM ("
+	"SELECT event_id, at FROM @.llm_breaker_events ORDER BY event_id LIMIT $1) low"
+	" WHERE at < $2))",
+	2, {INT8OID, TIMESTAMPTZOID}
+};
+
+/* Rows from before that are too old. */
+static TimestampTz
+oldest_kept(void)
+{
+	return GetCurrentTransactionStartTimestamp() - llmgw_retention * USECS_PER_MINUTE;
+}
+
 static void
 delete_some(LlmTables *tables, const Datum *ids, int n)
 {
@@ -62,8 +77,7 @@ llmgw_retain(LlmTables *tables, int64 *above)
 
 		values[0] = Int64GetDatum(*above);
 		values[1] = Int64GetDatum(RETAIN_ROWS);
-		values[2] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp() -
-										llmgw_retention * USECS_PER_MINUTE);
+		values[2] = TimestampTzGetDatum(oldest_kept());
 		n = llmgw_tables_execute(tables, &find_old, values, NULL);
 		ids = palloc(sizeof(Datum) * RETAIN_ROWS);
 		for (uint64 i = 0; i < n; i++)
@@ -87,5 +101,26 @@ llmgw_retain(LlmTables *tables, int64 *above)
 	 * at the low end again, for rows that were booked late.
 	 */
 	*above = n > 0 ? highest : PG_INT64_MIN;
+	return n > 0;
+}
+
+bool
+llmgw_retain_events(LlmTables *tables)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	uint64		n = 0;
+
+	if (llmgw_retention == 0)
+		return false;
+	if (llmgw_tables_begin_events(tables))
+	{
+		Datum		values[2];
+
+		values[0] = Int64GetDatum(RETAIN_ROWS);
+		values[1] = TimestampTzGetDatum(oldest_kept());
+		n = llmgw_tables_execute(tables, &delete_events, values, NULL);
+	}
+	llmgw_tables_commit(tables);
+	MemoryContextSwitchTo(caller);
 	return n > 0;
 }

@@ -16,4 +16,7 @@
  */
 extern bool llmgw_retain(LlmTables *tables, int64 *above);
 
+/* The same for llm_breaker_events, of which there are few. */
+extern bool llmgw_retain_events(LlmTables *tables);
+
 #endif							/* LLMGW_LEDGER_RETAIN_H */

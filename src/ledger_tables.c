@@ -97,6 +97,14 @@ const LlmTableInfo llmgw_table_info[LLMGW_NLEDGER_TABLES] =
 			{"records", BYTEAOID},
 		}
 	},
+	[LLMGW_TABLE_EVENTS] = {"llm_breaker_events", "",
+		{
+			{"event_id", INT8OID}, {"at", TIMESTAMPTZOID}, {"provider", TEXTOID},
+			{"from_state", TEXTOID}, {"to_state", TEXTOID}, {"reason", TEXTOID},
+			{"error_class", TEXTOID}, {"message", TEXTOID},
+			{"consecutive_failures", INT4OID}, {"next_probe_at", TIMESTAMPTZOID},
+		}
+	},
 };
 
 typedef struct Extension
@@ -167,6 +175,15 @@ find_extension(Extension *extension)
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
+}
+
+Oid
+llmgw_tables_extension_owner(void)
+{
+	Extension	now;
+
+	find_extension(&now);
+	return OidIsValid(now.oid) ? now.owner : InvalidOid;
 }
 
 bool
@@ -288,8 +305,9 @@ defer_nothing(void)
 	AfterTriggerSetState(statement);
 }
 
-bool
-llmgw_tables_begin(LlmTables *tables)
+/* For the tables from the first one on, without the last. */
+static bool
+begin(LlmTables *tables, LlmLedgerTable first, LlmLedgerTable last)
 {
 	Oid			extension;
 	Extension	locked;
@@ -334,12 +352,24 @@ llmgw_tables_begin(LlmTables *tables)
 	tables->saved_settings = NewGUCNestLevel();
 	GetUserIdAndSecContext(&tables->saved_user, &tables->saved_security);
 	become(tables, locked.owner);
-	for (int i = 0; i < LLMGW_NLEDGER_TABLES; i++)
+	for (int i = first; i < last; i++)
 		lock_table(tables, (LlmLedgerTable) i);
 	defer_nothing();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
 	return true;
+}
+
+bool
+llmgw_tables_begin(LlmTables *tables)
+{
+	return begin(tables, LLMGW_TABLE_POSITION, LLMGW_TABLE_EVENTS);
+}
+
+bool
+llmgw_tables_begin_events(LlmTables *tables)
+{
+	return begin(tables, LLMGW_TABLE_EVENTS, LLMGW_NLEDGER_TABLES);
 }
 
 void

@@ -26,6 +26,9 @@ typedef enum LlmLedgerTable
 	LLMGW_TABLE_ATTEMPTS,
 	LLMGW_TABLE_SPEND,
 	LLMGW_TABLE_CARRIED,
+
+	/* on its own: who locks it holds up no request, and the reverse */
+	LLMGW_TABLE_EVENTS,
 	LLMGW_NLEDGER_TABLES
 } LlmLedgerTable;
 
@@ -62,6 +65,9 @@ extern LlmTables *llmgw_tables_create(MemoryContext context);
  * and 42804 when the tables are not as they should be.
  */
 extern bool llmgw_tables_begin(LlmTables *tables);
+
+/* The same for llm_breaker_events alone. */
+extern bool llmgw_tables_begin_events(LlmTables *tables);
 extern void llmgw_tables_commit(LlmTables *tables);
 
 /* The extension that the transaction writes for; InvalidOid: none. */
@@ -69,6 +75,9 @@ extern Oid	llmgw_tables_extension(const LlmTables *tables);
 
 /* Changes whenever the tables are others than before; never 0. */
 extern uint64 llmgw_tables_epoch(const LlmTables *tables);
+
+/* The owner of the extension, in a transaction of any kind; InvalidOid: none. */
+extern Oid	llmgw_tables_extension_owner(void);
 
 /* Whether the extension has been installed since llmgw_tables_begin(). */
 extern bool llmgw_tables_appeared(const LlmTables *tables);

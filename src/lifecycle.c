@@ -40,6 +40,7 @@
 #include "utils/syscache.h"
 
 #include "compat.h"
+#include "endpoint.h"
 #include "lifecycle.h"
 #include "shmem.h"
 #include "spool.h"
@@ -260,6 +261,7 @@ drop_spool(Oid database)
 	if (SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(database)))
 		return;
 
+	llmgw_endpoint_drop_database(database);
 	HOLD_INTERRUPTS();
 	BeginInternalSubTransaction(NULL);
 	PG_TRY();

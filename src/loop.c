@@ -50,6 +50,7 @@ static struct
 	WaitEventSet *wait_set;
 	int			latch_pos;
 	uint32		wait_event;
+	LlmLatchFn	on_latch;
 	pairingheap *timers;
 	LlmInstant	curl_at;		/* when libcurl wants to be called */
 	int			open_sockets;
@@ -300,6 +301,8 @@ llmgw_timer_set(LlmTimer *timer, LlmInstant at)
 	}
 	if (at == LLMGW_NEVER)
 		return;
+	/* a session's first call may have to wait before it sends anything */
+	(void) llmgw_loop_multi();
 	timer->at = at;
 	timer->armed = true;
 	pairingheap_add(loop.timers, &timer->node);
@@ -330,6 +333,12 @@ llmgw_ready_clear(LlmReady *ready)
 		return;
 	ready->queued = false;
 	dlist_delete(&ready->node);
+}
+
+void
+llmgw_loop_on_latch(LlmLatchFn fn)
+{
+	loop.on_latch = fn;
 }
 
 /*
@@ -441,6 +450,8 @@ llmgw_loop_turn(LlmInstant until)
 		return;
 	}
 
+	if (loop.on_latch != NULL && loop.on_latch())
+		until = now;
 	wake = Min(until, loop.curl_at);
 	if (!pairingheap_is_empty(loop.timers))
 		wake = Min(wake, pairingheap_container(LlmTimer, node,
@@ -462,6 +473,8 @@ llmgw_loop_turn(LlmInstant until)
 		{
 			ResetLatch(MyLatch);
 			CHECK_FOR_INTERRUPTS();
+			if (loop.on_latch != NULL)
+				(void) loop.on_latch();
 		}
 		else if (events[i].events & WL_SOCKET_READABLE)
 			sockets = true;

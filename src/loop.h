@@ -78,12 +78,26 @@ extern CURLM *llmgw_loop_multi(void);
  */
 extern void llmgw_loop_expect_connections(int n);
 
-/* Both are cheap; setting an armed timer moves it. */
+/*
+ * Both are cheap; setting an armed timer moves it.  The first one of a process
+ * makes the loop, and may raise for that.
+ */
 extern void llmgw_timer_set(LlmTimer *timer, LlmInstant at);
 extern void llmgw_timer_cancel(LlmTimer *timer);
 
 extern void llmgw_ready_mark(LlmReady *ready);
 extern void llmgw_ready_clear(LlmReady *ready);
+
+/*
+ * What another process makes ready, it tells with the latch: this function looks
+ * for it, marks it, and returns whether there was something new.  There is one
+ * for the process; llmgw_loop_turn() calls it before it waits, for the latch
+ * may have been reset by others, and whenever the latch was set.  It must not
+ * raise an error.
+ */
+typedef bool (*LlmLatchFn) (void);
+
+extern void llmgw_loop_on_latch(LlmLatchFn fn);
 
 /*
  * Waits until a socket, a timer or the latch has something, at most until the

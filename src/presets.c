@@ -184,7 +184,7 @@ static const LlmPresetModel together_models[] =
 };
 
 /* no network and no bill, but prices, so that costs show */
-#define MOCK_CHAT		"{" CHAT ",temperature}"
+#define MOCK_CHAT		"{" CHAT ",temperature,tools," JSON ",image}"
 
 static const LlmPresetModel mock_models[] =
 {
@@ -282,6 +282,7 @@ static const LlmPreset presets[] =
 		.base_url = "https://api.together.ai/v1",
 		.api_key = "env:TOGETHER_API_KEY",
 		.failure_domain = "together",
+		.price_list_name = "together_ai",
 		MODELS(together_models),
 	},
 	{
@@ -293,9 +294,11 @@ static const LlmPreset presets[] =
 		.named_only = true,
 	},
 	{
+		/* closes the connection after a stream, and says that it keeps it */
 		.name = "llamacpp",
 		.kind = "openai",
 		.base_url = "http://localhost:8080/v1",
+		.options = "{\"keep_connection\": false}",
 		.example = "gemma-3-4b-it",
 		.self_hosted = true,
 		.named_only = true,
@@ -367,6 +370,38 @@ llmgw_preset_has_host(const LlmUrl *url)
 	for (int i = 0; i < lengthof(presets); i++)
 		if (!presets[i].self_hosted && same_origin(url, presets[i].base_url))
 			return true;
+	return false;
+}
+
+const LlmPreset *
+llmgw_preset_of_key(const char *variable)
+{
+	static const char prefix[] = "env:";
+
+	for (int i = 0; i < lengthof(presets); i++)
+		if (presets[i].api_key != NULL &&
+			strncmp(presets[i].api_key, prefix, sizeof(prefix) - 1) == 0 &&
+			strcmp(presets[i].api_key + sizeof(prefix) - 1, variable) == 0)
+			return &presets[i];
+	return NULL;
+}
+
+bool
+llmgw_preset_is_at(const LlmPreset *preset, const LlmUrl *url)
+{
+	/* of the public cloud, the US government's and China's */
+	static const char *const azure[] = {".azure.com", ".azure.us", ".azure.cn"};
+	size_t		len = strlen(url->host);
+
+	if (preset->base_url != NULL)
+		return same_origin(url, preset->base_url);
+	for (int i = 0; strcmp(preset->kind, "azure") == 0 && i < lengthof(azure); i++)
+	{
+		size_t		tail = strlen(azure[i]);
+
+		if (len > tail && strcmp(url->host + len - tail, azure[i]) == 0)
+			return true;
+	}
 	return false;
 }
 

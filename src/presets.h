@@ -44,6 +44,8 @@ typedef struct LlmPreset
 	const char *failure_domain; /* NULL: none that others share */
 	const char *options;		/* a JSON object's text; NULL: none */
 	const char *example;		/* a model's name, for hints */
+	const char *price_list_name;	/* what LiteLLM's price list calls it;
+									 * NULL: as here */
 	int			nmodels;
 	const LlmPresetModel *models;
 
@@ -71,6 +73,18 @@ extern const LlmPreset *llmgw_preset_at(const char *kind, const char *base_url);
  * public service.
  */
 extern bool llmgw_preset_has_host(const LlmUrl *url);
+
+/*
+ * The preset whose key that variable of the environment has, by its well-known
+ * name; NULL: none's.
+ */
+extern const LlmPreset *llmgw_preset_of_key(const char *variable);
+
+/*
+ * Whether the URL's scheme, host and port are the preset's; of Azure, whose
+ * users have hosts of their own, one below Microsoft's domains.
+ */
+extern bool llmgw_preset_is_at(const LlmPreset *preset, const LlmUrl *url);
 
 /* the model of that name; NULL when the preset does not know it */
 extern const LlmPresetModel *llmgw_preset_model(const LlmPreset *preset,

@@ -15,6 +15,8 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 
+#include "balance.h"
+#include "json.h"
 #include "route.h"
 
 /* a prompt is dropped only when it is longer than the window by this much */
@@ -35,6 +37,21 @@ takes_schema(const LlmModel *model)
 {
 	return model->provider->dialect->takes_schema &&
 		(model->ncapabilities < 0 || has_capability(model, "json_schema"));
+}
+
+/*
+ * Whether the server may fetch an image from where a caller says.  One of the
+ * user's own sees what callers of the database do not, unless its row says that
+ * this is no matter.
+ */
+static bool
+may_fetch(const LlmProvider *provider)
+{
+	bool		near = provider->base_url != NULL && provider->url_problem == NULL &&
+	provider->dialect != &llmgw_dialect_mock && llmgw_url_is_near(&provider->url);
+
+	return provider->options == NULL ? !near :
+		llmgw_json_get_bool(&provider->options->root, !near, "image_urls", NULL);
 }
 
 /*
@@ -73,7 +90,40 @@ lacks_feature(const LlmModel *model, const LlmRouteQuery *query, const char **hi
 		*hint = "Give the image's data: data:image/png;base64,...";
 		return psprintf("kind \"%s\" does not fetch images by URL", dialect->kind);
 	}
+	if (query->needs_image_urls && !may_fetch(model->provider))
+	{
+		*hint = psprintf("Give the image's data: data:image/png;base64,... Or let the server fetch what callers name: set \"image_urls\": true in options of provider \"%s\".",
+						 model->provider->name);
+		return "it may not fetch images by URL";
+	}
+	if (query->params != NULL && dialect->cannot != NULL)
+		return dialect->cannot(query->params);
 	return NULL;
+}
+
+/*
+ * What can be left out, and will have to be.  "temperature" stands for whatever
+ * changes how words are drawn.
+ */
+static LlmParams
+lacks_params(const LlmModel *model)
+{
+	LlmParams	params = 0;
+
+	if (model->ncapabilities < 0)
+		return 0;
+	if (!has_capability(model, "temperature"))
+		params |= LLMGW_PARAM_BIT(LLMGW_PARAM_TEMPERATURE) |
+			LLMGW_PARAM_BIT(LLMGW_PARAM_TOP_P) |
+			LLMGW_PARAM_BIT(LLMGW_PARAM_TOP_K) |
+			LLMGW_PARAM_BIT(LLMGW_PARAM_MIN_P) |
+			LLMGW_PARAM_BIT(LLMGW_PARAM_PRESENCE_PENALTY) |
+			LLMGW_PARAM_BIT(LLMGW_PARAM_FREQUENCY_PENALTY);
+	if (!has_capability(model, "reasoning"))
+		params |= LLMGW_PARAM_BIT(LLMGW_PARAM_REASONING_EFFORT);
+	if (!has_capability(model, "tools"))
+		params |= LLMGW_PARAM_BIT(LLMGW_PARAM_TOOLS);
+	return params;
 }
 
 /* Why this model's window is too small; NULL: it is not, or nobody knows. */
@@ -91,28 +141,12 @@ exceeds_window(const LlmModel *model, const LlmRouteQuery *query)
 					model->context_window);
 }
 
-/* Why this model may not answer; NULL when it may. */
-static const char *
-drop_reason(const LlmModel *model, const LlmRouteQuery *query, const char **hint)
+const char *
+llmgw_route_unreachable(const LlmProvider *provider, const char **hint)
 {
-	const LlmProvider *provider = model->provider;
 	char	   *refused;
 	char	   *refused_hint = NULL;
-	const char *lacks;
 
-	if (!provider->enabled)
-	{
-		*hint = psprintf("Enable it: UPDATE llm_providers SET enabled = true WHERE name = %s;",
-						 quote_literal_cstr(provider->name));
-		return "the provider is disabled";
-	}
-	if (!model->enabled)
-	{
-		*hint = psprintf("Enable it: UPDATE llm_models SET enabled = true WHERE provider = %s AND name = %s;",
-						 quote_literal_cstr(provider->name),
-						 quote_literal_cstr(model->name));
-		return "the model is disabled";
-	}
 	if (provider->dialect == NULL)
 		return psprintf("kind \"%s\" is not known to this version", provider->kind);
 	if (provider->base_url == NULL && provider->dialect->default_base_url == NULL &&
@@ -132,14 +166,40 @@ drop_reason(const LlmModel *model, const LlmRouteQuery *query, const char **hint
 			return refused;
 		}
 	}
+	return NULL;
+}
+
+/* Why this model may not answer; NULL when it may. */
+static const char *
+drop_reason(const LlmModel *model, const LlmRouteQuery *query, const char **hint)
+{
+	const LlmProvider *provider = model->provider;
+	const char *reason;
+
+	if (!provider->enabled)
+	{
+		*hint = psprintf("Enable it: UPDATE llm_providers SET enabled = true WHERE name = %s;",
+						 quote_literal_cstr(provider->name));
+		return "the provider is disabled";
+	}
+	if (!model->enabled)
+	{
+		*hint = psprintf("Enable it: UPDATE llm_models SET enabled = true WHERE provider = %s AND name = %s;",
+						 quote_literal_cstr(provider->name),
+						 quote_literal_cstr(model->name));
+		return "the model is disabled";
+	}
+	reason = llmgw_route_unreachable(provider, hint);
+	if (reason != NULL)
+		return reason;
 
 	/* a model that says what it can do, and that is only embeddings */
 	if (!query->needs_embedding &&
 		has_capability(model, "embedding") && !has_capability(model, "chat"))
 		return "it makes embeddings, not completions";
-	lacks = lacks_feature(model, query, hint);
-	if (lacks != NULL)
-		return lacks;
+	reason = lacks_feature(model, query, hint);
+	if (reason != NULL)
+		return reason;
 	return query->needs_embedding ? NULL : exceeds_window(model, query);
 }
 
@@ -152,8 +212,8 @@ add_candidate(LlmRoute *route, const LlmModel *model, const LlmRouteQuery *query
 		if (route->candidates[i].model == model)
 			return;
 	c = &route->candidates[route->ncandidates++];
+	memset(c, 0, sizeof(*c));
 	c->model = model;
-	c->hint = NULL;
 	c->dropped = drop_reason(model, query, &c->hint);
 	if (c->dropped == NULL && query->min_tier != NULL &&
 		model->tier->rank > query->min_tier->rank)
@@ -163,21 +223,8 @@ add_candidate(LlmRoute *route, const LlmModel *model, const LlmRouteQuery *query
 		route->below_tier = true;
 	}
 	c->advised = c->dropped == NULL && query->needs_schema && !takes_schema(model);
+	c->lacks = lacks_params(model);
 	c->estimate = llmgw_cost_estimate(model, query->characters, query->max_tokens);
-}
-
-/* Heavier providers first; the models come sorted by provider's name. */
-static int
-cmp_weight(const void *a, const void *b)
-{
-	const LlmModel *x = *(const LlmModel *const *) a;
-	const LlmModel *y = *(const LlmModel *const *) b;
-	double		wx = x->weight * x->provider->weight;
-	double		wy = y->weight * y->provider->weight;
-
-	if (wx != wy)
-		return wx > wy ? -1 : 1;
-	return x < y ? -1 : (x > y ? 1 : 0);
 }
 
 /* Whether a name is this model's in the form provider/model. */
@@ -190,32 +237,77 @@ is_qualified_name(const LlmModel *model, const char *name)
 		name[len] == '/' && strcmp(name + len + 1, model->name) == 0;
 }
 
+/* Whether a candidate takes part in balancing. */
+static bool
+is_balanced(const LlmCandidate *c, const LlmRouteQuery *query)
+{
+	/* see keep_one_model() */
+	return c->dropped == NULL &&
+		!(query->needs_embedding && exceeds_window(c->model, query) != NULL);
+}
+
+/*
+ * Orders the candidates from start on, which have one model: those that may
+ * answer as they are balanced, the others behind.
+ */
+static void
+balance(LlmRoute *route, int start, const LlmRouteQuery *query)
+{
+	int			n = route->ncandidates - start;
+	LlmCandidate *sorted = palloc(sizeof(LlmCandidate) * Max(n, 1));
+	const LlmModel **models = palloc(sizeof(LlmModel *) * Max(n, 1));
+	int			nmodels = 0;
+	int			nsorted = 0;
+	LlmBalanceTurn turn = LLMGW_TURN_TAKE;
+
+	if (query->peek)
+		turn = LLMGW_TURN_PEEK;
+	else if (route->served)
+		turn = LLMGW_TURN_DRAW;
+
+	for (int i = start; i < route->ncandidates; i++)
+		if (is_balanced(&route->candidates[i], query))
+			models[nmodels++] = route->candidates[i].model;
+	if (llmgw_balance(models, nmodels, turn))
+		route->served = true;
+
+	for (int i = 0; i < nmodels; i++)
+		for (int j = start; j < route->ncandidates; j++)
+			if (route->candidates[j].model == models[i])
+				sorted[nsorted++] = route->candidates[j];
+	for (int j = start; j < route->ncandidates; j++)
+		if (!is_balanced(&route->candidates[j], query))
+			sorted[nsorted++] = route->candidates[j];
+	if (n > 0)
+		memcpy(&route->candidates[start], sorted, sizeof(LlmCandidate) * n);
+	pfree(sorted);
+	pfree(models);
+}
+
 /* Adds the models that a name stands for; false when there are none. */
 static bool
 add_named(LlmRoute *route, const LlmConfig *config, const char *name,
 		  const LlmRouteQuery *query)
 {
-	const LlmModel **found;
-	int			nfound = 0;
+	int			start = route->ncandidates;
+	bool		qualified = false;
+	bool		found = false;
 
-	for (int i = 0; i < config->nmodels; i++)
+	for (int i = 0; i < config->nmodels && !qualified; i++)
 	{
-		if (is_qualified_name(&config->models[i], name))
-		{
+		qualified = is_qualified_name(&config->models[i], name);
+		if (qualified)
 			add_candidate(route, &config->models[i], query);
-			return true;
-		}
 	}
-
-	found = palloc(sizeof(LlmModel *) * Max(config->nmodels, 1));
-	for (int i = 0; i < config->nmodels; i++)
-		if (strcmp(config->models[i].name, name) == 0)
-			found[nfound++] = &config->models[i];
-	qsort(found, nfound, sizeof(LlmModel *), cmp_weight);
-	for (int i = 0; i < nfound; i++)
-		add_candidate(route, found[i], query);
-	pfree(found);
-	return nfound > 0;
+	for (int i = 0; i < config->nmodels && !qualified; i++)
+	{
+		if (strcmp(config->models[i].name, name) != 0)
+			continue;
+		add_candidate(route, &config->models[i], query);
+		found = true;
+	}
+	balance(route, start, query);
+	return qualified || found;
 }
 
 /* Whether a rule is for this call's task, role and tags. */

@@ -3,9 +3,10 @@
  * route.h
  *	  Which models may answer a call, in which order.
  *
- * A pure function of the configuration and of what the call says of itself.
- * What depends on the moment (breakers, limits, budgets) adds its reasons to
- * the same list.
+ * Depends on the configuration and on what the call says of itself, but for the
+ * order among the providers of one model, which is balanced (balance.h).  What
+ * depends on the moment (breakers, limits, budgets) adds its reasons to the same
+ * list.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,6 +15,7 @@
 
 #include "config.h"
 #include "cost.h"
+#include "endpoint.h"
 
 typedef struct LlmCandidate
 {
@@ -22,6 +24,16 @@ typedef struct LlmCandidate
 	const char *hint;			/* what would allow it; may be NULL */
 	LlmNano		estimate;		/* cost; LLMGW_COST_UNKNOWN */
 	bool		advised;		/* it is told of the schema in words only */
+	LlmParams	lacks;			/* what its capabilities do not have, and a
+								 * call can do without */
+
+	/* how the call fares with it; call_next.c's */
+	bool		spent;			/* it failed, or was given up: not again */
+	bool		behind;			/* others of its failure domain failed */
+	int			retries;
+	LlmAdmit	refused;		/* why it was not asked when it was looked at
+								 * last; LLMGW_ADMITTED: it was not refused */
+	LlmRefusal	refusal;
 } LlmCandidate;
 
 /* What routing needs to know of a call. */
@@ -36,6 +48,7 @@ typedef struct LlmRouteQuery
 	int64		longest_input;	/* of embeddings: characters of one */
 	int			max_tokens;		/* 0: not given; or LLMGW_NO_OUTPUT */
 	const char *only_model;		/* of embeddings: as below, once known */
+	bool		peek;			/* only looks: takes no turn of a provider */
 
 	/* what the model must be able to do */
 	bool		needs_tools;
@@ -44,6 +57,7 @@ typedef struct LlmRouteQuery
 	bool		needs_images;
 	bool		needs_image_urls;	/* that its provider fetches */
 	bool		needs_embedding;	/* instead of an answer */
+	Jsonb	   *params;			/* some of them; NULL: none */
 } LlmRouteQuery;
 
 typedef struct LlmRoute
@@ -51,6 +65,8 @@ typedef struct LlmRoute
 	bool		pinned;			/* the caller named a model */
 	bool		unknown_model;	/* and there is none of that name */
 	bool		below_tier;		/* some would do but for min_tier */
+	bool		served;			/* some may answer and, as far as is known,
+								 * can be sent to at this moment */
 	int			ncandidates;
 	LlmCandidate *candidates;
 	char	   *unresolved;		/* rules that name no model there is, a line
@@ -64,12 +80,21 @@ extern const LlmCandidate *llmgw_route_first(const LlmRoute *route);
 extern bool llmgw_route_knows(const LlmConfig *config, const char *model);
 
 /*
- * The candidates, each once, palloc'd in the current context.  Embeddings of two
+ * The candidates, each once, palloc'd in the current context.  A call takes one
+ * turn: among the providers of the first model that can be sent to at this
+ * moment.  Those that come behind are there for when it fails, and ordered by
+ * chance, in proportion.  Embeddings of two
  * models cannot be compared: there only the first model that may answer is kept,
  * with all its providers, and how long an input is has no say in which it is.
  */
 extern void llmgw_route(const LlmConfig *config, const LlmRouteQuery *query,
 						LlmRoute *route);
+
+/*
+ * Why nothing may be sent to a provider, whatever it is, in words; NULL: it may.
+ * *hint is set to what would allow it, where there is something.
+ */
+extern const char *llmgw_route_unreachable(const LlmProvider *provider, const char **hint);
 
 /* Puts this model first, where it may answer at all. */
 extern void llmgw_route_prefer(LlmRoute *route, const LlmModel *model);

@@ -97,6 +97,7 @@ shmem_startup(void)
 
 	/* a restart within the postmaster runs this again */
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	locks = GetNamedLWLockTranche(TRANCHE);
 	for (int i = 0; i < nparts; i++)
 	{
 		bool		found;
@@ -105,7 +106,6 @@ shmem_startup(void)
 		if (!found)
 			parts[i]->init(*parts[i]->address);
 	}
-	locks = GetNamedLWLockTranche(TRANCHE);
 	LWLockRelease(AddinShmemInitLock);
 }
 

@@ -32,6 +32,7 @@ typedef enum LlmSharedLock
 	LLMGW_LOCK_REQUEST_ID,
 	LLMGW_LOCK_SPOOL,
 	LLMGW_LOCK_ENDPOINTS,		/* endpoint.h */
+	LLMGW_LOCK_BALANCE,			/* balance.h */
 	LLMGW_NLOCKS
 } LlmSharedLock;
 
@@ -41,7 +42,10 @@ extern void llmgw_shmem_init(void);
 /* Only from _PG_init; the part must live as long as the process. */
 extern void llmgw_shmem_register(const LlmSharedPart *part);
 
-/* Raises 55000 when the library was not preloaded. */
+/*
+ * Raises 55000 when the library was not preloaded.  Parts may use it in their
+ * init(), for locks of their own of the same tranche.
+ */
 extern LWLock *llmgw_shmem_lock(LlmSharedLock which);
 
 /*

@@ -6,7 +6,8 @@
  * Server-sent events as in the WHATWG HTML standard, section 9.2.6
  * "Interpreting an event stream": a line ends with LF, CR or CRLF; an empty
  * line ends an event; "data" lines of one event are joined by LF.  "id" and
- * "retry" are about reconnecting, which nobody does here, and are ignored.
+ * "retry" are about reconnecting, which nobody does here, and are ignored.  Bare
+ * JSON is no event there, but here (see sse.h).
  *
  * A line that is whole within one piece is read where it lies; only the
  * unfinished last line of a piece is copied.
@@ -41,7 +42,19 @@ dispatch(LlmEventParser *parser, LlmEventFn fn, void *arg)
 	resetStringInfo(&parser->data);
 	parser->event[0] = '\0';
 	parser->has_data = false;
+	parser->bare = false;
 	return go_on;
+}
+
+static bool
+begins_bare(const LlmEventParser *parser, const char *line, size_t len)
+{
+	if (parser->at_start && len >= 3 && memcmp(line, byte_order_mark, 3) == 0)
+	{
+		line += 3;
+		len -= 3;
+	}
+	return !parser->has_data && len > 0 && (*line == '{' || *line == '[');
 }
 
 static void
@@ -102,7 +115,14 @@ take_line(LlmEventParser *parser, const char *line, size_t len,
 
 	if (len == 0)
 		return dispatch(parser, fn, arg);
-	if (*line != ':')			/* else a comment */
+	if (parser->bare || begins_bare(parser, line, len))
+	{
+		if (parser->bare)
+			appendStringInfoChar(&parser->data, '\n');
+		appendBinaryStringInfo(&parser->data, line, (int) len);
+		parser->has_data = parser->bare = true;
+	}
+	else if (*line != ':')		/* else a comment */
 		sse_field(parser, line, len);
 	return true;
 }
@@ -175,8 +195,12 @@ llmgw_sse_feed(LlmEventParser *parser, const char *bytes, size_t len,
 void
 llmgw_sse_finish(LlmEventParser *parser, LlmEventFn fn, void *arg)
 {
-	if (parser->framing == LLMGW_FRAMING_NDJSON && parser->line.len > 0)
+	if (parser->line.len > 0 &&
+		(parser->framing == LLMGW_FRAMING_NDJSON || parser->bare ||
+		 begins_bare(parser, parser->line.data, parser->line.len)))
 		(void) take_line(parser, parser->line.data, parser->line.len, fn, arg);
+	if (parser->bare)
+		(void) dispatch(parser, fn, arg);
 	resetStringInfo(&parser->line);
 	resetStringInfo(&parser->data);
 	parser->event[0] = '\0';

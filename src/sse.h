@@ -7,6 +7,11 @@
  * Input comes in pieces of any size, cut anywhere, also inside a character or
  * between CR and LF.  Every byte is looked at once.
  *
+ * Some providers end a stream that failed with bare JSON.  To the standard its
+ * lines are fields with strange names.  Here a line that begins with { or [
+ * where an event may begin makes it and the lines up to an empty one, or to the
+ * stream's end, an event's data.
+ *
  *-------------------------------------------------------------------------
  */
 #ifndef LLMGW_SSE_H
@@ -27,6 +32,7 @@ typedef struct LlmEventParser
 	StringInfoData data;		/* "data" of the event under construction */
 	char		event[64];		/* its "event" field; longer ones are cut */
 	bool		has_data;
+	bool		bare;			/* data is JSON that is no event's */
 	bool		after_cr;		/* a LF now belongs to the CR before */
 	bool		at_start;		/* a byte order mark may come */
 } LlmEventParser;
@@ -47,7 +53,7 @@ extern void llmgw_sse_feed(LlmEventParser *parser, const char *bytes,
 
 /*
  * The stream ended.  An SSE event without its empty line is incomplete and is
- * not delivered; a last NDJSON line without a newline is.
+ * not delivered; bare JSON is, and a last NDJSON line without a newline.
  */
 extern void llmgw_sse_finish(LlmEventParser *parser, LlmEventFn fn, void *arg);
 

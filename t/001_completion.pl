@@ -15,7 +15,11 @@ my $gw = LlmGateway->new(name => 'completion');
 my $fake = $gw->fake;
 my $s = $gw->session;
 
-$gw->add_models('fake', qw(gpt-4o gpt-5-mini o3-mini needs-max-completion-tokens o4-old
+# how the limit of tokens is called, by the model's name
+my @new_names = qw(gpt-5-mini o3-mini gpt-5 gpt-5.4 gpt-6.1-terra openai/gpt-6-luna gpt-7 gpt-10-mini gpt-6o o1 o1-preview o5 o12-mini openai/o6);
+my @old_names = qw(gpt-4.1 gpt-35-turbo gpt-35-turbo-16k gpt-3.5-turbo gpt-oss-20b gpt-20b other/gpt-7B o0 o o1b mo1 gpt- gpt-4o-mini o3x);
+
+$gw->add_models('fake', @new_names, @old_names, qw(gpt-4o needs-max-completion-tokens o4-old
 	  json-only unicode-split one-byte chunked-odd keepalive-comments no-usage no-done half-close
 	  empty length tools tools-3 tokens-3));
 
@@ -78,11 +82,17 @@ is_deeply($request->{body}{stop}, [ 'a', 'b' ], 'params: stop');
 is(join(',', sort keys %{ $request->{body} }),
 	'max_tokens,messages,model,seed,stop,stream,stream_options,temperature,top_p,user', 'and nothing else');
 
-for my $model (qw(gpt-5-mini o3-mini))
+for my $model (@new_names)
 {
 	$request = request_of(qq{SELECT llm_complete('Hello', model => '$model', max_tokens => 9)});
 	is($request->{body}{max_completion_tokens}, 9, "max_completion_tokens of $model");
 	ok(!exists $request->{body}{max_tokens}, 'and not its other name');
+}
+for my $model (@old_names)
+{
+	$request = request_of(qq{SELECT llm_complete('Hello', model => '$model', max_tokens => 9)});
+	is($request->{body}{max_tokens}, 9, "max_tokens of $model");
+	ok(!exists $request->{body}{max_completion_tokens}, 'and not its other name');
 }
 
 $request = request_of(

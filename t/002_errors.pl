@@ -28,6 +28,9 @@ my $everything = '';    # that a session has been told
 sub run
 {
 	my ($sql, $session) = @_;
+
+	# that a key was refused, or no credit left, is remembered: that is a test of its own
+	$gw->forget;
 	my $result = ($session // $s)->run($sql);
 	$everything .= "$result->{out}\n$result->{err}\n";
 	return $result;
@@ -68,6 +71,7 @@ my @cases = (
 	[ 'status-422', 'LG008', 'invalid_request', 1, qr/HTTP 422/ ],
 	[ 'status-429', 'LG002', 'rate_limit',      2, qr/HTTP 429: Rate limit reached/ ],
 	[ 'status-500', 'LG004', 'server_error',    2, qr/HTTP 500: The server had an error/ ],
+	[ 'status-501', 'LG008', 'invalid_request', 1, qr/HTTP 501/ ],
 	[ 'status-502', 'LG004', 'server_error',    2, qr/HTTP 502/ ],
 	[ 'status-503', 'LG004', 'overloaded',      2, qr/HTTP 503: The engine is currently overloaded/ ],
 	[ 'status-504', 'LG004', 'server_error',    2, qr/HTTP 504/ ],
@@ -83,7 +87,7 @@ my @cases = (
 	[ 'html',               'LG010', 'malformed',      2, qr/not JSON|HTML|invalid/i ],
 	[ 'html-502',           'LG004', 'server_error',   2, qr/HTTP 502 \(HTML body\)/ ],
 	[ 'html-403',           'LG009', 'auth',           1, qr/HTTP 403 \(HTML body\)/ ],
-	[ 'redirect',           'LG004', 'server_error',   2, qr/HTTP 302: redirect not followed/ ],
+	[ 'redirect',           'LG008', 'not_found',      1, qr{HTTP 302: redirect not followed: it leads to "/redirected/chat/completions"} ],
 	[ 'require-key-other',  'LG009', 'auth',           1, qr/Incorrect API key/ ],
 	[ 'leak-key',           'LG009', 'auth',           1, qr/Incorrect API key provided: \*{7,}\./ ],
 
@@ -95,6 +99,10 @@ my @cases = (
 	[ 'error-body-openai-429-credit',     'LG012', 'quota',           1, qr/credit balance is exhausted/ ],
 	[ 'error-body-openai-503-slow-down',  'LG004', 'overloaded',      2, qr/Please slow down/ ],
 	[ 'error-body-llamacpp-context',      'LG007', 'context_length',  1, qr/exceeds the available context size/ ],
+	[ 'error-body-llamacpp-batch',        'LG007', 'context_length',  1, qr/input \(901 tokens\) is too large to process/ ],
+	[ 'error-body-llamacpp-no-embeddings', 'LG008', 'invalid_request', 1, qr/Start it with `--embeddings`/ ],
+	[ 'error-body-llamacpp-image',        'LG008', 'invalid_request', 1, qr/image input is not supported/ ],
+	[ 'error-body-llamacpp-schema',       'LG008', 'invalid_request', 1, qr/JSON schema error at #/ ],
 	[ 'error-body-llamacpp-loading',      'LG004', 'overloaded',      2, qr/Loading model/ ],
 	[ 'error-body-vllm-404',              'LG008', 'not_found',       1, qr/does not exist/ ],
 	[ 'error-body-vllm-toplevel',         'LG007', 'context_length',  1, qr/maximum context length is 4096/ ],
@@ -102,7 +110,8 @@ my @cases = (
 	[ 'error-body-fastapi-detail',        'LG008', 'invalid_request', 1, qr/HTTP 400: Bad Request/ ],
 	[ 'error-body-fastapi-validation',    'LG008', 'invalid_request', 1, qr/messages.*Field required/ ],
 	[ 'error-body-string-error',          'LG008', 'not_found',       1, qr/model 'error-body-string-error' not found/ ],
-	[ 'error-body-groq-413',              'LG007', 'context_length',  1, qr/Request too large/ ],
+	[ 'error-body-groq-413',              'LG002', 'rate_limit',      2, qr/Request too large/ ],
+	[ 'error-body-moonshot-429-quota',    'LG012', 'quota',           1, qr/check your plan and billing details/ ],
 	[ 'error-body-groq-498',              'LG002', 'rate_limit',      2, qr/Flex tier capacity exceeded/ ],
 	[ 'error-body-azure-content',         'LG006', 'content_policy',  1, qr/content management policy/ ],
 	[ 'error-body-plain-text',            'LG004', 'overloaded',      2, qr/upstream connect error/ ],

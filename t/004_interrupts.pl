@@ -9,7 +9,7 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 
 use lib $FindBin::Bin;
-use LlmGateway qw(PROMPTLY error_ok full_listener gone literal silent_listener);
+use LlmGateway qw(PROMPTLY SLOWNESS error_ok full_listener gone literal silent_listener);
 
 my $marker = PostgreSQL::Test::Utils::tempdir_short() . '/resolving';
 my $shim = build_shim();
@@ -148,11 +148,11 @@ for my $phase (@phases)
 	after_ok($s, $phase, $name);
 
 	$name = "statement_timeout while $phase->{name}";
-	$s->value(q{SET statement_timeout = '1s'});
+	$s->value(q{SET statement_timeout = } . 1000 * SLOWNESS);
 	enter($s, $phase);
 	$r = $s->finish;
-	cmp_ok($r->{seconds}, '>', 0.9, "$name: not before");
-	cmp_ok($r->{seconds}, '<', 1 + PROMPTLY, "$name: at once");
+	cmp_ok($r->{seconds}, '>', 0.9 * SLOWNESS, "$name: not before");
+	cmp_ok($r->{seconds}, '<', SLOWNESS + PROMPTLY, "$name: at once");
 	error_ok($r, { sqlstate => '57014', message => qr/^canceling statement due to statement timeout$/ }, $name);
 	$s->value(q{RESET statement_timeout});
 	after_ok($s, $phase, $name);
@@ -220,7 +220,7 @@ sub abort_calls
 {
 	my ($n) = @_;
 	my $aborted = 0;
-	$busy->value(q{SET statement_timeout = '5ms'});
+	$busy->value(q{SET statement_timeout = } . 5 * SLOWNESS);
 	while ($n > 0)
 	{
 		my $result = $busy->run(q{SELECT llm_complete('x', model => 'silent');} x 100);
@@ -244,7 +244,11 @@ my $memory = memory();
 is($fds->{sockets}, $fds_before->{sockets}, 'no socket is left');
 cmp_ok($fds->{others}, '<=', $fds_before->{others} + 2, 'nor another descriptor');
 cmp_ok($memory->{contexts} - $memory_before->{contexts}, '<', 64 * 1024, 'nor memory in contexts');
-cmp_ok($memory->{rss_kb} - $memory_before->{rss_kb}, '<', 1024, 'nor memory');
+SKIP:
+{
+	skip 'valgrind itself grows', 1 if SLOWNESS > 1;
+	cmp_ok($memory->{rss_kb} - $memory_before->{rss_kb}, '<', 1024, 'nor memory');
+}
 ok($fake->wait_for(sub { $_[1]{in_flight} == 0 }), 'the provider has none in flight');
 $gw->no_crash_ok;
 

@@ -13,7 +13,7 @@ use PostgreSQL::Test::Utils qw(slurp_file);
 use Test::More;
 
 use lib $FindBin::Bin;
-use LlmGateway qw(error_ok literal silent_listener);
+use LlmGateway qw($KEY error_ok literal silent_listener);
 
 use constant MEGA => 1 << 20;
 
@@ -133,7 +133,16 @@ for my $case (
 	[ q{params => '{"stop": ["a", ["b"]]}'}, '22023', qr/invalid value for key "stop" in params/, qr/string or an array/ ],
 	[ q{params => '{"user": {}}'}, '22023', qr/invalid value for key "user" in params/, qr/must be a string/ ],
 	[ q{params => '{"extra": []}'}, '22023', qr/invalid value for key "extra" in params/ ],
-	[ q{params => '{"extra": {"messages": []}}'}, '22023', qr/invalid value for key "extra" in params/, qr/messages/ ])
+	[ q{params => '{"extra": {"messages": []}}'}, '22023', qr/invalid value for key "extra" in params/, qr/messages/ ],
+	[ q{params => '{"extra": {"Options": {"Num_Predict": 5}}}'}, '22023', qr/invalid value for key "extra" in params/, qr/may not set "Num_Predict" of "Options"/ ],
+
+	# what the price depends on is for who keeps the prices
+	(map { [ "params => '{\"extra\": {\"$_\": \"x\"}}'", '22023', qr/invalid value for key "extra" in params/, qr/\AIt may not set "$_", on which the price depends; llm_providers\.options can\.$/ ] }
+		qw(service_tier serviceTier Service_Tier speed inference_geo provider plugins web_search_options search_parameters modalities audio)),
+	[ q{params => '{"extra": {"generationConfig": {"responseModalities": ["AUDIO"]}}}'}, '22023', qr/invalid value/, qr/may not set "responseModalities" of "generationConfig", on which the price depends/ ],
+	[ q{params => '{"extra": {"cache_control": {"type": "ephemeral", "ttl": "1h"}}}'}, '22023', qr/invalid value/, qr/may not set "ttl" of "cache_control", on which the price depends/ ],
+	(map { [ "params => '{\"extra\": {\"tools\": [$_]}}'", '22023', qr/invalid value/, qr/may not set tools that the provider runs, on which the price depends/ ] }
+		'{"type": "web_search_20250305", "name": "web_search"}', '{"googleSearch": {}}', '{"type": "function", "function": {"name": "f"}}, {"type": "web_search"}', '{"functionDeclarations": [], "googleSearch": {}}', '1'))
 {
 	my ($arguments, $sqlstate, $message, $detail, $hint) = @$case;
 	my %want = (sqlstate => $sqlstate, message => $message);
@@ -262,7 +271,7 @@ for my $name ('bare', 'modelless')
 # What a provider may answer.  Each case: name, step, class ('' when it is an answer), and a pattern of
 # the error message or of the answer.  It is asked for alone, both ways, and between two others.
 
-my %CODE = (malformed => 'LG010', network => 'LG004', server_error => 'LG004', content_policy => 'LG006');
+my %CODE = (malformed => 'LG010', not_found => 'LG008', network => 'LG004', server_error => 'LG004', content_policy => 'LG006');
 
 sub hostile_ok
 {
@@ -470,7 +479,7 @@ for my $case (
 	[ 'bytes beyond ASCII in a header', "HTTP/1.1 200 OK\r\nx: \xff\xfe\r\n\r\n" . text_of($HI), '' ],
 	[ '1,000 interim responses', "HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\n" x 1000 . "HTTP/1.1 200 OK\r\n\r\n" . text_of($HI), '' ],
 	[ 'an interim response and no other', "HTTP/1.1 100 Continue\r\n\r\n", 'network' ],
-	[ 'a redirect without a target', "HTTP/1.1 302 Found\r\n\r\n", 'server_error' ],
+	[ 'a redirect without a target', "HTTP/1.1 302 Found\r\n\r\n", 'not_found' ],
 	[ 'retry-after of 10^400 s', "HTTP/1.1 429 X\r\nretry-after: 1" . '0' x 400 . "\r\n\r\n", 'rate_limit' ])
 {
 	my ($name, $bytes, $class) = @$case;
@@ -492,10 +501,18 @@ for my $case (
 my $other = FakeProvider->new;
 for my $status (301, 302, 303, 307, 308)
 {
-	$fake->script('m', { status => $status, headers => { location => $other->url . '/chat/completions' }, body => '', repeat => 5 });
-	error_ok($r = $s->run(q{SELECT llm_complete('x', model => 'm')}), { sqlstate => 'LG004', message => qr/HTTP $status: redirect not followed/ }, "redirect $status");
+	$fake->script('m', { status => $status, headers => { location => $other->url . '/chat/completions?token=Xq81' }, body => '', repeat => 5 });
+	error_ok($r = $s->run(q{SELECT llm_complete('x', model => 'm')}), { sqlstate => 'LG008', message => qr{HTTP $status: redirect not followed: it leads to "http://127\.0\.0\.1:\d+/v1/chat/completions"$}, hint => qr/base_url/ }, "redirect $status");
 	style_ok($r, "redirect $status");
-	is($s->run(q{SELECT string_agg(error_class, ' ') FROM llm_complete_batch('{a,b}', model => 'm')})->{out}, 'server_error server_error', "redirect $status in a batch");
+	is($s->run(q{SELECT string_agg(error_class, ' ') FROM llm_complete_batch('{a,b}', model => 'm')})->{out}, 'not_found not_found', "redirect $status in a batch");
+}
+# where a key or a password may be in it, it is not shown
+for my $case ([ "https://user:secret\@example.com/x", undef ], [ "https://example.com/$KEY/x", 'https://example.com/' . '*' x length($KEY) . '/x' ], [ "https://example.com/a#b", 'https://example.com/a' ])
+{
+	my ($location, $shown) = @$case;
+	$fake->script('m', { status => 307, headers => { location => $location }, body => '' });
+	my $what = defined $shown ? ": it leads to \"$shown\"" : '';
+	error_ok($s->run(q{SELECT llm_complete('x', model => 'm')}), { sqlstate => 'LG008', message => qr/HTTP 307: redirect not followed\Q$what\E$/ }, "a redirect to $location");
 }
 $fake->script('m');
 is($other->stats->{connections_total}, 0, 'the target of a redirect is not even connected to');
@@ -580,6 +597,8 @@ for my $encoding (qw(LATIN1 SQL_ASCII))
 	}
 	is( $there->run(q{SELECT string_agg(concat_ws(' ', idx, error_class, response), ', ' ORDER BY idx) FROM llm_complete_batch(array['a', E'\xe9', 'b'], model => 'gpt-4o')})->{out},
 		'1 echo: a, 2 invalid_request, 3 echo: b', 'SQL_ASCII: a bad prompt between two others');
+	is( $there->run(q{SELECT string_agg(concat_ws(' ', idx, error_class, array_length(embedding, 1)), ', ' ORDER BY idx) FROM llm_embed_batch(array['a', E'\xe9', 'b'], model => 'gpt-4o')})->{out},
+		'1 16, 2 invalid_request, 3 16', 'SQL_ASCII: a bad input between two others');
 }
 
 # Every behaviour of the fake: whatever error there is, is in style

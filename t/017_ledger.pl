@@ -257,6 +257,16 @@ is($s->value("SELECT error_class, cost_usd FROM llm_complete_detail('$mark', mod
 	'malformed|' . cost(5, $price{input}, 2, $price{output}), 'an answer that breaks off costs its input and what was seen, by estimate');
 columns_ok(booked($mark, $s), { status => 'error', error_class => 'malformed', cost_source => 'estimate', input_tokens => 5, output_tokens => 2, cost_usd => cost(5, $price{input}, 2, $price{output}) }, 'the same in the ledger');
 
+# a whole one that cannot be read: it was made, so it is paid, but for no more than was asked for
+for my $case ([ '', '{' . "\x{e9}" x 39, 10 ], [ ', max_tokens => 4', '{' . 'x' x 99, 4 ], [ '', '<html>nobody here</html>', 6 ], [ '', '', 0 ], [ '', '{"error": {"message": "an error is no output"}}', 0, 'server_error' ])
+{
+	my ($arguments, $body, $tokens, $class) = @$case;
+	$mark = mark();
+	$fake->script('gpt-4o', { body => $body });
+	is($s->value("SELECT error_class FROM llm_complete_detail('$mark', model => 'gpt-4o'$arguments)"), $class // 'malformed', 'an answer that cannot be read');
+	columns_ok(booked($mark, $s), { status => 'error', cost_source => 'estimate', input_tokens => 3, output_tokens => $tokens, cost_usd => cost(3, $price{input}, $tokens, $price{output}) }, "costs its input and $tokens tokens");
+}
+
 $mark = mark();
 error_ok($s->run("SELECT llm_complete('$mark', model => 'silent', timeout_ms => 100)"), { sqlstate => 'LG003' }, 'timeout_ms');
 columns_ok(booked($mark, $s), { status => 'error', error_class => 'timeout', cost_source => 'estimate', cost_usd => cost(3, $price{input}), input_tokens => 3, output_tokens => 0 }, 'costs its input');

@@ -116,7 +116,7 @@ is_deeply(
 	{
 		worker => 'ledger', database => 'postgres', pid => undef, state => 'none', started_at => undef,
 		pending_bytes => 0, open_requests => 0, booked => 0, discarded => 0, last_booked => undef,
-		last_error => undef, last_error_at => undef
+		last_error => undef, last_error_at => undef, notice => undef
 	},
 	'no worker before the first call');
 is(scalar workers(), 0, 'nor a process');

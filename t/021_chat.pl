@@ -340,6 +340,7 @@ for my $dialect (@dialects)
 		my %columns = %{ $dialect->{columns} };
 		my $name = $dialect->{name} . ($stream ? '' : '_whole');
 		my $options = $json->decode($columns{options} // '{}');
+		$options->{image_urls} = JSON::PP::true if !$dialect->{without}{image_url};
 		$options->{stream} = $stream ? JSON::PP::true : JSON::PP::false;
 		$gw->add_provider($name, delete $columns{base_url}, { map({ $_ => literal($columns{$_}) } keys %columns), options => literal($json->encode($options)) });
 		my %models = map { $_ => 1 } (map { $_->{model} } @cases), keys %errors, keys %{ $dialect->{errors} }, 'tools-2';
@@ -353,6 +354,7 @@ sub chat
 {
 	my ($session, %args) = @_;
 	my @sql;
+	$gw->forget;
 	for my $name (sort keys %args)
 	{
 		my $value = $args{$name};
@@ -527,6 +529,7 @@ for my $provider (@providers)
 		my %all = (%errors, %{ $dialect->{errors} });
 		for my $model (sort grep { defined $all{$_} && !/tools/ } keys %all)
 		{
+			$gw->forget;
 			error_ok($s->run('SELECT llm_complete(' . literal('Hello') . ', model => ' . literal("$name/$model") . ')'),
 				{ sqlstate => $all{$model}[1], message => $all{$model}[2], hint => qr/./ }, $model);
 		}
@@ -677,6 +680,57 @@ is($row->{finish_reason}, 'tool_calls', 'a call that ends with "stop"');
 is_deeply([ map { $_->{function}{arguments} } @{ $row->{tool_calls} } ], [ '{"a": 1}', '{}', '{}' ], 'arguments');
 like($row->{tool_calls}[$_]{id}, qr/^call_$row->{request_id}_@{[ $_ + 1 ]}$/, 'an id where the provider gives none') for 0 .. 2;
 
+$fake->script(
+	'gpt-4o',
+	{
+		body => {
+			choices => [
+				{
+					index         => 0,
+					finish_reason => 'tool_calls',
+					message       => { role => 'assistant', content => undef, tool_calls => [ map { { id => $_, type => 'function', function => { name => 'f', arguments => '{}' } } } qw(a a a_2 b a) ] }
+				}
+			]
+		}
+	});
+($row) = chat($s, messages => [ user('x') ], model => 'openai_whole/gpt-4o');
+is_deeply([ map { $_->{id} } @{ $row->{tool_calls} } ], [qw(a a_3 a_2 b a_4)], 'ids that a provider gives twice');
+
+# A conversation that began with one provider goes on with another: ids that do not fit there are others,
+# the same for a call and its result; those that fit stay.
+$gw->add_provider('brief', $fake->url, { options => literal('{"short_call_ids": true}') });
+$gw->add_models('brief', 'gpt-4o');
+my $long = 'chatcmpl-tool-' . 'x' x 56;
+for my $case (
+	[ 'openai', qr/^.+$/, qw(functions.f:0 call_1_2 abcDEF123 toolu_01-x), $long ],
+	[ 'gemini', undef ],
+	[ 'azure', qr/^.{1,40}$/, qw(functions.f:0 functions.f:1 call_1_2 abcDEF123 toolu_01-x) ],
+	[ 'anthropic', qr/^[a-zA-Z0-9_-]{1,64}$/, qw(call_1_2 abcDEF123 toolu_01-x) ],
+	[ 'brief', qr/^[a-zA-Z0-9]{9}$/, qw(abcDEF123) ])
+{
+	my ($name, $form, @stay) = @$case;
+	my @ids = (qw(functions.f:0 functions.f:1 call_1_2 abcDEF123 toolu_01-x), $long);
+	my @messages = (
+		user('x'), { role => 'assistant', tool_calls => [ map { { id => $_, type => 'function', function => { name => 'f', arguments => '{}' } } } @ids ] },
+		map { { role => 'tool', tool_call_id => $_, content => "of $_" } } reverse @ids);
+	my $before = $fake->stats->{requests};
+	for (1 .. 2)
+	{
+		my ($row) = chat($s, messages => \@messages, model => "$name/gpt-4o");
+		is($row->{error_message}, undef, "$name: takes calls of others");
+	}
+	next unless $form;
+	my ($first, $second) = @{ $fake->asked($before) };
+	is_deeply($second->{messages}, $first->{messages}, "$name: ids follow from ids");
+	my @asked = map { $_->{id} } @{ $first->{messages}[1]{tool_calls} };
+	my %asked = map { $ids[$_] => $asked[$_] } 0 .. $#ids;
+	is(scalar keys %{ { reverse %asked } }, scalar @ids, "$name: to each its own");
+	is_deeply([ grep { $_ !~ $form } @asked ], [], "$name: ids fit");
+	is_deeply([ map { [ $_->{tool_call_id}, $_->{text} ] } grep { $_->{role} eq 'tool' } @{ $first->{messages} } ], [ map { [ $asked{$_}, "of $_" ] } reverse @ids ], "$name: results have those of their calls");
+	is($asked{$_}, $_, "$name: $_ stays") for @stay;
+	is_deeply([ sort grep { $asked{$_} eq $_ } @ids ], [ sort @stay ], "$name: no other does") unless $name eq 'openai';
+}
+
 # A call that the limit cut is no call.
 $fake->script('tools-broken', { behaviour => 'tools-broken+length' });
 ($row) = chat($s, messages => [ user('x') ], tools => \@weather, model => 'openai/tools-broken');
@@ -722,6 +776,30 @@ for my $encoding (qw(LATIN1 SQL_ASCII))
 	is_deeply($fake->asked($since)->[0]{tools}, [ { name => 'f', parameters => $tools[0]{function}{parameters} } ], "$encoding: tools");
 	($row) = chat($other, messages => [ user("Z\x{fc}rich") ], schema => { type => 'object', properties => { "\x{e9}" => { type => 'string' } } }, model => 'json');
 	is_deeply($json->decode($row->{response}), { "\x{e9}" => "Z\x{fc}rich" }, "$encoding: a schema");
+	# Arguments are JSON within JSON: many servers escape what is not ASCII in them.
+	for my $case ([ '\u00fc', "\x{fc}" ], [ '\u65e5 \ud83d\ude00', "\x{65e5} \x{1f600}", 'LATIN1' ])
+	{
+		my ($escaped, $text, $unfit) = @$case;
+		my $call = { id => 'call-1', type => 'function', function => { name => 'f', arguments => qq({"city": "\\\\ \\" $escaped"}) } };
+		$fake->script('tools', { body => { choices => [ { index => 0, finish_reason => 'tool_calls', message => { role => 'assistant', content => undef, tool_calls => [$call] } } ] }, repeat => 2 });
+		$since = $fake->stats->{requests};
+		($row) = chat($other, messages => [ user('x') ], tools => \@tools, model => 'tools');
+		is(scalar @{ $fake->journal($since) }, 1, "$encoding: escaped arguments are paid once");
+		if ($encoding eq ($unfit // ''))
+		{
+			$fake->script('tools');
+			values_ok($row, { error_class => 'malformed', attempts => 1, tool_calls => undef });
+			like($row->{error_message}, qr/: the arguments of the call of tool "f" have a character that the database's encoding cannot hold$/, "$encoding: and why");
+			next;
+		}
+		values_ok($row, { error_class => undef, finish_reason => 'tool_calls' });
+		calls_ok($row->{tool_calls}, [ [ 'f', { city => "\\ \" $text" } ] ]);
+		# what a user does with them
+		my $used = $other->value(q{SELECT (tool_calls->0->'function'->>'arguments')::jsonb->>'city' FROM llm_chat('[{"role": "user", "content": "x"}]', model => 'tools')});
+		utf8::decode($used);
+		is($used, "\\ \" $text", "$encoding: the database takes the arguments for jsonb");
+		$fake->script('tools');
+	}
 	error_ok($other->run(qq(SELECT llm_chat('[{"role": "\xc3\xa9"}]'))), { sqlstate => '22023', message => qr/messages\[0\]\.role must be .*not "\xc3\xa9"/ }, "$encoding: a mistake");
 }
 # bytes that are no UTF-8 where nothing is converted

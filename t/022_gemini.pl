@@ -263,13 +263,14 @@ my @cases = (
 	[ 'nul',                 'malformed',       1, qr/character/ ],
 	[ 'bad-utf8',            'malformed',       2, qr/UTF-8/ ],
 	[ 'tools-broken',        'malformed',       2, qr/args are no object/ ],
-	[ 'redirect',            'server_error',    0, qr/redirect not followed/ ],
+	[ 'redirect',            'not_found',       1, qr/redirect not followed/ ],
 	[ 'error-body-gemini-400-key',      'auth',       1, qr/API key not valid/ ],
 	[ 'error-body-gemini-400-location', 'auth',       1, qr/User location is not supported/ ],
 	[ 'error-body-gemini-429-minute',   'rate_limit', 2, qr/exceeded your current quota/ ],
 	[ 'error-body-gemini-429-day',      'quota',      1, qr/exceeded your current quota/ ],
 	[ 'error-body-gemini-429-zero',     'quota',      1, qr/limit: 0/ ],
 	[ 'error-body-gemini-429-plan',     'quota',      1, qr/exceeded your current quota/ ],
+	[ 'error-body-gemini-403-billing',  'quota',      1, qr/requires billing to be enabled/ ],
 	[ 'error-body-gemini-429-credit',   'quota',      1, qr/prepayment credits are depleted/ ],
 	[ 'error-body-gemini-503-array',    'overloaded', 2, qr/HTTP 503: The model is overloaded/ ],
 	[ 'error-body-plain-text',          'overloaded', 2, qr/upstream connect error/ ],
@@ -291,8 +292,22 @@ for my $provider (qw(gemini plain))
 
 models('bare-error-in-stream', 'stall', 'tools', 'tools-2', 'tools-and-text', 'tools-empty', 'usage-1000-50-300-20', 'limited');
 
-# Google ends a stream that fails with bare JSON, which is no event.
-is(row(q{llm_complete_detail('hi', model => 'gemini/bare-error-in-stream')})->{error_class}, 'malformed', 'a bare error cuts the stream');
+# Google ends a stream that fails with bare JSON, which is no event, in one line or several, in an array or not.
+my $failed = { error => { code => 503, message => 'The model is overloaded.', status => 'UNAVAILABLE' } };
+my $pretty = JSON::PP->new->canonical->pretty;
+is(row(q{llm_complete_detail('hi', model => 'gemini/bare-error-in-stream')})->{error_class}, 'overloaded', 'a bare error ends the stream');
+for my $bare (map { my $end = $_; map { $_ . $end } $json->encode($failed), $json->encode([$failed]), $pretty->encode($failed), $pretty->encode([$failed]) =~ s/\n/\r\n/gr } "", "\n", "\r\n\r\n")
+{
+	my $piece = 'data: ' . $json->encode({ candidates => [ { content => model('Hel'), index => 0 } ] }) . "\r\n\r\n";
+	my $half = int(length($bare) / 2);
+	for my $chunks ([ $piece, $bare ], [$bare], [ $piece, ": ping\n\n", substr($bare, 0, $half), substr($bare, $half) ])
+	{
+		$fake->script('bare-error-in-stream', { chunks => $chunks, repeat => 2 });
+		my $r = row(q{llm_complete_detail('hi', model => 'gemini/bare-error-in-stream')});
+		is("$r->{error_class} $r->{error_message}", 'overloaded all 2 attempts failed, the last one: model "bare-error-in-stream" of provider "gemini": error 503 in the answer: The model is overloaded.', 'bare: ' . join '|', @$chunks);
+	}
+}
+$fake->script('bare-error-in-stream');
 
 for my $provider (qw(gemini plain))
 {

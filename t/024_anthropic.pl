@@ -26,7 +26,7 @@ DialectTest::use_session($gw, $s);
 my $root = 'http://' . $fake->host . ':' . $fake->port . '/anthropic';
 
 $gw->sql('UPDATE llm_error_policies SET backoff_ms = least(backoff_ms, 10), max_retries = least(max_retries, 1)');
-$gw->add_provider('claude', $root, { kind => "'anthropic'" });
+$gw->add_provider('claude', $root, { kind => "'anthropic'", options => q('{"image_urls": true}') });
 $gw->add_provider('plain', "$root/", { kind => "'anthropic'", options => q('{"stream": false}') });
 
 # Prices by which a cost, in millionths of a dollar, says what the usage was.
@@ -97,7 +97,7 @@ $request = request_of(
 				min_p             => 0.1,
 				verbosity         => 'low',
 				reasoning_effort  => 'low',
-				extra             => { service_tier => 'standard_only', top_p => 0.8 }
+				extra             => { container => 'c-1', top_p => 0.8 }
 			},
 			tools => [
 				{ type => 'function', function => { name => 'f', description => 'does f', strict => $true, parameters => { type => 'object', properties => { x => { type => 'array' } } } } },
@@ -149,7 +149,7 @@ is_deeply(
 		top_k          => 40,
 		stop_sequences => ['END'],
 		metadata       => { user_id => 'u-1' },
-		service_tier   => 'standard_only'
+		container      => 'c-1'
 	},
 	'body of a conversation');
 # four blanks are in what the caller wrote
@@ -168,13 +168,14 @@ ok(!exists $request->{body}{top_k}, 'top_k -1 is none');
 
 sub options { $gw->sql('UPDATE llm_providers SET options = ' . literal($json->encode($_[0])) . " WHERE name = 'claude'") }
 
-options({ version => '2024-01-01', beta => 'a-1,b-2', max_tokens => 500, headers => { 'X-Team' => 'db' }, extra => { system => 'ours' } });
+options({ version => '2024-01-01', beta => 'a-1,b-2', max_tokens => 500, headers => { 'X-Team' => 'db' }, extra => { system => 'ours', service_tier => 'standard_only' } });
 $request = request_of(sub { chat('hi', model => 'claude/other', system_prompt => 'theirs') });
 is($request->{headers}{'anthropic-version'}, '2024-01-01', 'options.version');
 is($request->{headers}{'anthropic-beta'}, 'a-1,b-2', 'options.beta');
 is($request->{headers}{'x-team'}, 'db', 'options.headers');
 is($request->{body}{max_tokens}, 500, 'options.max_tokens');
 is($request->{body}{system}, 'ours', 'options.extra wins');
+is($request->{body}{service_tier}, 'standard_only', 'and may choose a price');
 options({ headers => { 'Anthropic-Version' => '2025-01-01', 'Anthropic-Beta' => 'c' }, beta => 'd' });
 $request = request_of(sub { chat('hi', model => 'claude/other') });
 is("$request->{headers}{'anthropic-version'} $request->{headers}{'anthropic-beta'}", '2025-01-01 c', 'headers win');
@@ -352,7 +353,9 @@ for my $provider (qw(claude plain))
 	is_deeply([ @{$r}{qw(response finish_reason)} ], [ 'echo: say ', 'stop' ], "$provider: stop sequence");
 
 	# thoughts and tools that run at the provider are not part of the answer
-	$r = chat('hi', model => "$provider/echo", params => { extra => { thinking => { type => 'enabled', budget_tokens => 1024 }, tools => [ { type => 'web_search_20250305', name => 'web_search' } ] } });
+	$gw->sql("UPDATE llm_providers SET options = coalesce(options, '{}') || " . literal($json->encode({ extra => { tools => [ { type => 'web_search_20250305', name => 'web_search' } ] } })) . " WHERE name = '$provider'");
+	$r = chat('hi', model => "$provider/echo", params => { extra => { thinking => { type => 'enabled', budget_tokens => 1024 } } });
+	$gw->sql("UPDATE llm_providers SET options = options - 'extra' WHERE name = '$provider'");
 	is_deeply([ @{$r}{qw(response finish_reason tool_calls error_message)} ], [ 'echo: hi', 'stop', undef, undef ], "$provider: thoughts and searches");
 
 	# tools, there and back

@@ -275,11 +275,11 @@ for my $mode ([ 'on', 2 ], [ 'off', 3 ], [ 'refresh', 3 ])
 is($s->value(q{SELECT count(*) FROM llm_embed_batch(ARRAY[NULL, '']::text[], model => 'openai/m')}), 2, 'nothing to send');
 is($s->value(q{SELECT string_agg(idx || ':' || array_length(embedding, 1), ' ') FROM llm_embed_batch('{{a,b},{c,d}}', model => 'openai/m')}), '1:16 2:16 3:16 4:16', 'two dimensions');
 
-$fake->script('m', 'status-400');
-is($s->value("SELECT count(embedding), count(*) FILTER (WHERE error_class = 'invalid_request' AND error_message ~ 'HTTP 400'), min(idx) FILTER (WHERE error_class IS NOT NULL)
+$fake->script('m', 'status-401');
+is($s->value("SELECT count(embedding), count(*) FILTER (WHERE error_class = 'auth' AND error_message ~ 'API key not valid'), min(idx) FILTER (WHERE error_class IS NOT NULL)
 	FROM llm_embed_batch($thousand, model => 'gemini/m', max_concurrency => 1)"),
 	'900|100|1', 'a pack that fails, and nine that do not');
-$fake->script('m', 'default', 'status-400');
+$fake->script('m', 'default', 'status-401');
 is($s->value("SELECT count(embedding), min(idx) FILTER (WHERE error_class IS NOT NULL), max(idx) FILTER (WHERE error_class IS NOT NULL)
 	FROM llm_embed_batch($thousand || $thousand, model => 'gemini/m', max_concurrency => 1)"),
 	'1800|101|1200', 'and those that share an input with it');
@@ -287,6 +287,55 @@ $fake->script('m');
 $fake->script('m', { behaviour => 'slow-300' });
 is($s->value("SELECT count(embedding) FROM llm_embed_batch($thousand, model => 'gemini/m')"), 1000, 'rows that wait for a slow pack before them');
 $fake->script('m');
+
+# An input that makes the provider refuse all that came with it is found, and alone has the error.
+
+$gw->add_models($_, 'embed-refuses', {%price}) for map { $_->{name} } @dialects;
+
+# The words at those places of 1,000 inputs.
+sub with_words
+{
+	my (%words) = @_;
+	return '(SELECT array_agg(CASE i ' . join(' ', map { "WHEN $_ THEN '$words{$_}'" } sort keys %words) . q{ ELSE 'text ' || i END ORDER BY i) FROM generate_series(1, 1000) i)};
+}
+for my $case (
+	# name, place and word of the bad input, class, requests
+	[ 'openai', 500, 'poison',  'invalid_request', 2 + 2 * 10 ],
+	[ 'azure',  1,   'a curse', 'content_policy',  2 + 2 * 10 ],
+	[ 'gemini', 400, 'a flood', 'context_length',  10 + 2 * 7 ],
+	[ 'ollama', 1000, 'poison', 'invalid_request', 4 + 2 * 8 ])
+{
+	my ($name, $place, $word, $class, $most) = @$case;
+	for my $concurrency (1, 32)
+	{
+		my $what = "$name, $concurrency at a time: a bad input";
+		my $before = $s->value('SELECT coalesce(max(request_id), 0) FROM llm_requests');
+		$requests = requests_of("SELECT count(embedding), string_agg(idx || ' ' || error_class, ','), string_agg(idx::text, ',' ORDER BY ordinality) = string_agg(idx::text, ',' ORDER BY idx),
+			max(embedding::text) FILTER (WHERE idx = 501) FROM llm_embed_batch(" . with_words($place => $word) . ", model => '$name/embed-refuses', max_concurrency => $concurrency) WITH ORDINALITY");
+		like($r->{out}, qr/^999\|$place $class\|t\|/, "$what: alone has an error") or diag($r->{err});
+		vector_ok($r->{out} =~ s/.*\|//r, (vectors(16, 'text 501'))[0], "$what: the others have their own vectors");
+		cmp_ok(scalar @$requests, '<=', $most, "$what: is found by halves");
+		is($s->value("SELECT count(*), sum(cost_usd) FILTER (WHERE status = 'error'), count(*) FILTER (WHERE status = 'error' AND error_class <> '$class') FROM llm_requests WHERE request_id > $before"),
+			@$requests . '|0|0', "$what: each request in the ledger, and what was refused is free");
+	}
+}
+is($s->value('SELECT count(embedding), string_agg(idx::text, \',\' ORDER BY idx) FILTER (WHERE error_class IS NOT NULL) FROM llm_embed_batch(' . with_words(3 => 'poison', 4 => 'poison', 98 => 'flood', 300 => 'poison 2') . ' || ARRAY[\'poison\'], model => \'gemini/embed-refuses\')'),
+	'996|3,4,98,300,1001', 'several, and one that is there twice');
+is($s->value(q{SELECT string_agg(concat_ws(' ', idx, error_class), ',' ORDER BY idx) FROM llm_embed_batch('{poison,b}', model => 'gemini/embed-refuses', max_concurrency => 1)}), '1 invalid_request,2', 'one of two');
+is($s->value(q{SELECT string_agg(concat_ws(' ', idx, error_class), ',' ORDER BY idx) FROM llm_embed_batch('{poison}', model => 'gemini/embed-refuses')}), '1 invalid_request', 'alone');
+
+# Where it is not an input that is refused, that is soon known.
+for my $concurrency (1, 4)
+{
+	$requests = requests_of("SELECT count(*), count(embedding), min(error_class), max(error_class) FROM llm_embed_batch((SELECT array_agg('poison ' || i) FROM generate_series(1, 1000) i), model => 'gemini/embed-refuses', max_concurrency => $concurrency)");
+	is($r->{out}, '1000|0|invalid_request|invalid_request', 'all are refused');
+	cmp_ok(scalar @$requests, '<=', 10 + $concurrency * 2 * (4 * 7 + 1), 'in a bounded number of requests');
+}
+$fake->script('embed-refuses', { behaviour => 'slow-200', repeat => 'forever' });
+$gw->sql(q{UPDATE llm_models SET total_timeout = '100 ms' WHERE name = 'embed-refuses'});
+$requests = requests_of(q{SELECT count(*), min(error_class) FROM llm_embed_batch('{a,b,c}', model => 'openai/embed-refuses')});
+is("$r->{out} of " . @$requests, '3|timeout of 2', 'other errors are those of all inputs');
+$fake->script('embed-refuses');
 
 # Never another model
 

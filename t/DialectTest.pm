@@ -42,6 +42,9 @@ The row of llm_chat or llm_complete_detail, as a hash.
 sub row
 {
 	my ($call) = @_;
+
+	# that a key was refused, or no credit left, is remembered: that is a test of its own
+	$gw->forget;
 	return decode_json($session->value(encode('UTF-8', "SELECT row_to_json(r) FROM $call AS r")));
 }
 

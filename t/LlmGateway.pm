@@ -42,14 +42,17 @@ use PostgreSQL::Test::Utils qw(slurp_file);
 use Test::More;
 use Time::HiRes qw(sleep time);
 
-our @EXPORT_OK = qw($KEY PROMPTLY error_ok full_listener gone literal row rows silent_listener);
+our @EXPORT_OK = qw($KEY PROMPTLY SLOWNESS error_ok full_listener gone literal row rows silent_listener);
 
 # What the fake is given as its key: long, and nowhere else to be found.
 our $KEY = 'sk-fake-Vq8zR2mX4tL7wN0bK5yHcD3s';
 
+# How many times slower than usual the server is; script/valgrind says so.
+use constant SLOWNESS => $ENV{LLM_GATEWAY_SLOWNESS} || 1;
+
 # An interrupt must end a call within 50 ms; on a machine that is busy with other things, within
 # this many seconds.
-use constant PROMPTLY => 0.5;
+use constant PROMPTLY => 0.5 * SLOWNESS;
 
 # Longest wait for anything, as in PostgreSQL's own tests.
 our $PATIENCE = $ENV{PG_TEST_TIMEOUT_DEFAULT} || 180;
@@ -140,7 +143,9 @@ sub sql
 
 =head2 add_provider($name, $url, [\%columns], [$database]), add_models($provider, @names, [\%columns])
 
-Rows of llm_providers and llm_models.  The columns are SQL expressions.
+Rows of llm_providers and llm_models.  The columns are SQL expressions.  The provider's breaker is
+one that does not open for failures, unless breaker_failures is among them: most tests want to see
+the same fault more than once.
 
 =cut
 
@@ -152,6 +157,7 @@ sub add_provider
 		kind     => "'openai'",
 		base_url => literal($url),
 		api_key  => "'env:TEST_API_KEY'",
+		breaker_failures => 1000000,
 		%{ $columns // {} });
 	my @keys = sort keys %row;
 	$self->sql(
@@ -172,6 +178,15 @@ sub add_models
 	$self->sql("INSERT INTO llm_models ($list) VALUES $values", $database);
 	return;
 }
+
+=head2 forget
+
+Makes everybody forget that the key of a provider was refused, that it had no credit, or that it
+wanted a pause.
+
+=cut
+
+sub forget { return $_[0]->admin->run('SELECT llm_breaker_reset(name) FROM llm_providers') }
 
 =head2 session([$database], [%options])
 

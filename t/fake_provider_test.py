@@ -279,6 +279,7 @@ class Behaviours(FakeTestCase):
             "error-body-openai-404-model": (404, "model_not_found"),
             "error-body-openai-429-quota": (429, "insufficient_quota"),
             "error-body-llamacpp-context": (400, 400),
+            "error-body-llamacpp-batch": (500, 500),
             "error-body-groq-498": (498, "capacity_exceeded"),
             "error-in-200": (200, None),
         }
@@ -303,6 +304,9 @@ class Behaviours(FakeTestCase):
         self.assertEqual(reply.json["error"]["code"], "unsupported_parameter")
         self.assertEqual(self.fake.ask("needs-max-completion-tokens").status, 200)
         self.assertEqual(self.fake.ask("needs-max-tokens", max_completion_tokens=5).status, 400)
+        reply = self.fake.ask("refuses-seed+refuses-top_p", top_p=0.5)
+        self.assertEqual((reply.status, reply.json["error"]["param"]), (400, "top_p"))
+        self.assertEqual(self.fake.ask("refuses-seed+refuses-top_p").status, 200)
 
     def test_shapes(self) -> None:
         def choice(model: str) -> Any:

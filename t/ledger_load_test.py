@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import sys
 import unittest
 from collections.abc import Callable
+from typing import Any
 
 sys.dont_write_bytecode = True
 
@@ -27,9 +29,43 @@ from ledger.audit import (  # noqa: E402
     tokens,
 )
 from ledger.load import APPLICATION, Record  # noqa: E402
+from fake import behaviours  # noqa: E402
 from ledger.mixture import ANSWERS, ENDLESS, FAULTS, Mixture  # noqa: E402
-from ledger.replay import Said, Usage, said  # noqa: E402
+from ledger.replay import Said, Usage, asked, said  # noqa: E402
 
+# path, headers, and body of a streamed request
+DIALECTS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
+    "openai": (
+        "/v1/chat/completions",
+        ["Authorization: Bearer sk-fake-test-0123456789"],
+        {
+            "model": "m",
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "messages": [{"role": "user", "content": "PROMPT"}],
+        },
+    ),
+    "anthropic": (
+        "/anthropic/v1/messages",
+        ["x-api-key: sk-fake-test-0123456789", "anthropic-version: 2023-06-01"],
+        {
+            "model": "m",
+            "stream": True,
+            "max_tokens": 2000,
+            "messages": [{"role": "user", "content": "PROMPT"}],
+        },
+    ),
+    "gemini": (
+        "/gemini/v1beta/models/m:streamGenerateContent?alt=sse",
+        ["x-goog-api-key: sk-fake-test-0123456789"],
+        {"contents": [{"role": "user", "parts": [{"text": "PROMPT"}]}]},
+    ),
+    "ollama": (
+        "/ollama/api/chat",
+        [],
+        {"model": "m", "messages": [{"role": "user", "content": "PROMPT"}]},
+    ),
+}
 PRICE = Price(150_000_007, 600_000_001, 75_000_003)
 MAX_TOKENS = 300
 
@@ -65,6 +101,42 @@ class Replay(unittest.TestCase):
                     if answer.usage:
                         self.assertIn(b'"prompt_tokens":%d' % answer.usage.input, raw)
                         self.assertIn(b'"completion_tokens":%d' % answer.usage.output, raw)
+
+    def test_every_dialect(self) -> None:
+        """Read as its clients read it: the same answer, and the same usage, but for what a
+        dialect does not tell."""
+        fake = Fake()
+        self.addCleanup(fake.stop)
+        prompt = "token-00000000-000000 näive \\ 東京"
+        for dialect, (path, headers, body) in DIALECTS.items():
+            for name in ("metered", "metered+length", "metered+cut", "metered+malformed", "html"):
+                with self.subTest(dialect, name=name), fake.connect() as sock:
+                    fake.script("*", name)
+                    said_by = json.dumps(body).replace("PROMPT", json.dumps(prompt)[1:-1]).encode()
+                    head = [f"POST {path} HTTP/1.1", "Host: x", "Connection: close", *headers]
+                    head += [f"Content-Length: {len(said_by)}", "", ""]
+                    sock.sendall("\r\n".join(head).encode() + said_by)
+                    read_all(sock)
+                    entry = fake.journal()[-1]
+                    ask, answer = asked(entry), said(entry)
+                    assert ask
+                    self.assertEqual((ask.prompt, ask.dialect.name), (prompt, dialect))
+                    if name in ("metered", "metered+length"):
+                        self.assertEqual(answer.text, "echo: " + prompt)
+                        self.assertTrue(answer.whole)
+                        self.assertEqual(answer.finish, "length" if "length" in name else "stop")
+                        metered = ask.answer()
+                        behaviours.REGISTRY["metered"].shape(ask, metered)  # type: ignore[misc]
+                        usage = metered.usage
+                        assert usage and answer.usage
+                        self.assertEqual(answer.usage.input, usage.prompt)
+                        self.assertEqual(answer.usage.output, usage.completion)
+                        self.assertIn(answer.usage.cached, (0, usage.cached))
+                    else:
+                        self.assertFalse(answer.whole)
+                        self.assertIsNone(answer.usage)
+                        self.assertEqual(answer.text, ("echo: " + prompt)[: len(answer.text)])
+                        self.assertEqual(answer.unread > 0, name == "html")
 
     def test_nothing_is_said(self) -> None:
         fake = Fake()
@@ -116,7 +188,7 @@ class ByHand(unittest.TestCase):
     def setUpClass(cls) -> None:
         cls.fake = Fake()
         cls.addClassCleanup(cls.fake.stop)
-        cls.books = Books({}, {}, {}, {}, {"alias": ("p", "metered+status-500")})
+        cls.books = Books({}, {}, {}, {}, {"alias": {("p", "metered+status-500")}})
         cls.n = 0
         cls.answered = cls.enter("answered", ["metered"])
         cls.no_usage = cls.enter("answered", ["metered+no-usage"])

@@ -128,6 +128,53 @@ ERRORS: dict[str, ErrorBody] = {
             }
         },
     ),
+    "llamacpp-batch": ErrorBody(
+        500,
+        "llama.cpp: a text to embed is longer than its physical batch",
+        {
+            "error": {
+                "code": 500,
+                "message": "input (901 tokens) is too large to process. increase the physical batch"
+                " size (current batch size: 512)",
+                "type": "server_error",
+            }
+        },
+    ),
+    "llamacpp-no-embeddings": ErrorBody(
+        501,
+        "llama.cpp: started without --embeddings",
+        {
+            "error": {
+                "code": 501,
+                "message": "This server does not support embeddings. Start it with `--embeddings`",
+                "type": "not_supported_error",
+            }
+        },
+    ),
+    "llamacpp-image": ErrorBody(
+        500,
+        "llama.cpp: an image for a model that sees none",
+        {
+            "error": {
+                "code": 500,
+                "message": "image input is not supported - hint: if this is unexpected, you may need"
+                " to provide the mmproj",
+                "type": "server_error",
+            }
+        },
+    ),
+    "llamacpp-schema": ErrorBody(
+        400,
+        "llama.cpp: a JSON schema that it cannot make a grammar of",
+        {
+            "error": {
+                "code": 400,
+                "message": "Unable to generate parser for this template. Automatic parser generation"
+                " failed: JSON schema error at #: unrecognized type frobnicate",
+                "type": "invalid_request_error",
+            }
+        },
+    ),
     "llamacpp-loading": ErrorBody(
         503,
         "llama.cpp: the model is being loaded",
@@ -149,6 +196,14 @@ ERRORS: dict[str, ErrorBody] = {
             "param": None,
             "code": 400,
         },
+    ),
+    "moonshot-429-quota": ErrorBody(
+        429,
+        "Moonshot: no money left",
+        openai_error(
+            "Your account org-fake is suspended, please check your plan and billing details.",
+            "exceeded_current_quota_error",
+        ),
     ),
     "scaleway-quota": ErrorBody(
         429,

@@ -321,6 +321,17 @@ _ERRORS = {
         "Google: not from here",
         _error(400, "FAILED_PRECONDITION", "User location is not supported for the API use."),
     ),
+    "gemini-403-billing": ErrorBody(
+        403,
+        "Google: a project without billing",
+        _error(
+            403,
+            "PERMISSION_DENIED",
+            "This API method requires billing to be enabled. Please enable billing on project #1 by"
+            " visiting https://console.developers.google.com/billing/enable?project=1 then retry.",
+            _detail("ErrorInfo", reason="BILLING_DISABLED", domain="googleapis.com"),
+        ),
+    ),
     "gemini-429-minute": ErrorBody(
         429, "Google: too fast; the delay is in the body", _quota(_PER_MINUTE, "10", "0.12s")
     ),

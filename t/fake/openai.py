@@ -253,13 +253,12 @@ def _problem(ask: Ask, name: str) -> tuple[int, bytes]:
             return 500, _failure(ask, 500)
 
 
-def _unsupported(ask: Ask, present: str, wanted: str) -> Plan | None:
+def _unsupported(ask: Ask, present: str, wanted: str | None = None) -> Plan | None:
     if present not in ask.body:
         return None
-    message = (
-        f"Unsupported parameter: '{present}' is not supported with this model."
-        f" Use '{wanted}' instead."
-    )
+    message = f"Unsupported parameter: '{present}' is not supported with this model."
+    if wanted:
+        message += f" Use '{wanted}' instead."
     error = openai_error(message, "invalid_request_error", "unsupported_parameter", present)
     return document(ask, 400, dump(error))
 
@@ -272,6 +271,11 @@ def _needs_max_completion_tokens(ask: Ask) -> Plan | None:
 @replies("needs-max-tokens", "400 unsupported_parameter if max_completion_tokens is present")
 def _needs_max_tokens(ask: Ask) -> Plan | None:
     return _unsupported(ask, "max_completion_tokens", "max_tokens")
+
+
+@replies("refuses-KEY", "400 unsupported_parameter if the body has a member KEY")
+def _refuses(ask: Ask, key: str) -> Plan | None:
+    return _unsupported(ask, key)
 
 
 OPENAI = Dialect(

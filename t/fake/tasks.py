@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .behaviours import shapes
+from .behaviours import problem, replies, shapes
 from .contents import literal, sample
-from .model import Answer, Ask, ToolCall, dump
+from .model import Answer, Ask, Plan, ToolCall, dump
 
 # Tools ------------------------------------------------------------------------------------------
 
@@ -108,3 +108,15 @@ def _embed_text(ask: Ask, answer: Answer) -> None:
 @shapes("embed-shuffled", "embeddings not in order, but numbered")
 def _embed_shuffled(ask: Ask, answer: Answer) -> None:
     answer.shuffled = True
+
+
+_REFUSED = {"poison": "invalid", "flood": "context_length", "curse": "content_policy"}
+
+
+@replies("embed-refuses", "400 for all inputs if one is poison, a flood (too long) or a curse")
+def _embed_refuses(ask: Ask) -> Plan | None:
+    for word, name in _REFUSED.items():
+        if any(word in text for text in ask.inputs):
+            ask.invalid = "One of the inputs is poison."
+            return problem(ask, name)
+    return None

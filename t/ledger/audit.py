@@ -29,7 +29,7 @@ from decimal import Decimal
 from typing import Any
 
 from .load import APPLICATION, SUMS_DIFFER, Record
-from .replay import Said, Usage, said
+from .replay import Said, Usage, asked, said
 from .wire import Row, Session
 
 EXPECTED_OUTPUT = 256  # tokens, where the call does not say max_tokens
@@ -40,11 +40,16 @@ _TOKEN = re.compile(r"token-[0-9a-f]{8}-\d{6}(?= |$)")
 _READ_UP_TO_THE_END = {"cut", "cut-short", "malformed", "error-in-stream"}
 
 _CLASSES = {
+    "LG002": {"rate_limit"},
     "LG003": {"timeout"},
     "LG004": {"network", "server_error", "overloaded", "all_failed"},
     "LG008": {"invalid_request"},
+    "LG009": {"auth"},
     "LG010": {"malformed", "all_failed"},
+    "LG012": {"quota", "unavailable", "all_failed"},
 }
+# A call that is not sent to anybody may end like this.
+_REJECTED = {"no_candidate", "unavailable"}
 
 
 def nano(usd: str | None) -> int | None:
@@ -142,7 +147,7 @@ class Books:
     sent: dict[str, list[Sent]]
     requests: dict[str, list[Request]]
     prices: dict[tuple[str, str], Price]
-    aliases: dict[str, tuple[str, str]]  # and their first candidates
+    first: dict[str, set[tuple[str, str]]]  # of a name that callers use, who may be the first asked
 
 
 class Audit:
@@ -197,19 +202,24 @@ class Audit:
     def _outcome(self, record: Record, sent: list[Sent], request: Request) -> Iterable[str]:
         allowed = {
             "answered": {"ok"},
-            "error": {"rejected"} if _refused(record) and not sent else {"error"},
+            "error": {"rejected"} if _refused(record) and not sent else {"error", "rejected"},
             "cancelled": {"cancelled", "ok", "error"},
             "lost": {"cancelled", "ok", "error"} | ({"unknown"} if self._killed else set()),
         }[record.outcome]
         if request.status not in allowed:
             yield f"its status is not one of {', '.join(sorted(allowed))}"
+        if request.status == "rejected" and (sent or request.attempts):
+            yield "was sent"
+        if request.status == "rejected" and request.error_class not in _REJECTED:
+            yield f"was not sent because of {request.error_class}"
         if record.sqlstate in _CLASSES and request.error_class not in _CLASSES[record.sqlstate]:
             yield f"its error is {request.error_class}, the client's {record.sqlstate}"
         if request.status != "ok":
             if request.response is not None:
                 yield "has a response"
             return
-        if not sent or not (sent[-1].said.whole and sent[-1].delivered):
+        # one that was not delivered to its end has all of its text, but maybe no usage
+        if not sent or not sent[-1].said.whole:
             yield "is no answer: the provider did not give one"
             return
         answer = sent[-1].said
@@ -240,17 +250,16 @@ class Audit:
             want = sum(getattr(a, column) for a in attempts)
             if getattr(request, column) != want:
                 yield f"its {column} tokens are {getattr(request, column)}, of its attempts {want}"
-        if request.prompt != record.prompt:
+        if request.prompt != record.prompt and (request.attempts or request.prompt is not None):
             yield f"its prompt is {request.prompt!r}"
         if record.form != "batch" and request.tag != record.token:
             yield f"its tag is {request.tag}"
-        if request.application != APPLICATION or request.requested_model != record.model:
+        if request.application != APPLICATION or (request.requested_model or "") != record.model:
             yield f"is of {request.application} for {request.requested_model}"
-        first = self._books.aliases.get(record.model)
-        provider, model = first or tuple(record.model.split("/", 1))
-        estimate = self._books.prices[provider, model].cost(_expected(record))
-        if request.estimate != estimate:
-            yield f"its estimate is {request.estimate} and not {estimate}"
+        first = self._books.first.get(record.model) or {tuple(record.model.split("/", 1))}
+        estimates = {self._books.prices[model].cost(_expected(record)) for model in first}
+        if request.estimate not in estimates and request.status != "rejected":
+            yield f"its estimate is {request.estimate} and not one of {estimates}"
         if record.request_id is not None:
             if record.request_id != request.request_id:
                 yield f"the client knows it as {record.request_id}"
@@ -296,8 +305,10 @@ class Audit:
             yield "has no error, and was followed by another"
         if sent and (sent.provider, sent.model) != (attempt.provider, attempt.model):
             yield f"was sent to {sent.provider}/{sent.model}"
-        if attempt.cost != price.cost(charged):
-            yield f"{charged} costs {attempt.cost} and not {price.cost(charged)}"
+        # where nothing was used, it does not matter what it would have cost
+        cost = price.cost(charged) if any(charged) else 0
+        if attempt.cost != cost:
+            yield f"{charged} costs {attempt.cost} and not {cost}"
         source = attempt.source
         if attempt.cost is None and source != "none":
             yield f"has no cost, and it is from {source}"
@@ -323,7 +334,7 @@ class Audit:
         usage = answer.usage and answer.usage._replace(reasoning=0)
         if attempt.http_status not in (0, answer.status or 0):
             yield f"has status {attempt.http_status}, and was sent {answer.status}"
-        if answered and usage:
+        if answered and usage and (sent.delivered or source == "usage"):
             if charged != usage:
                 yield f"used {usage}, and is charged {charged}"
             if priced and source != "usage":
@@ -347,7 +358,7 @@ class Audit:
         elif (
             not (request.status in ("cancelled", "unknown") and last)
             and attempt.error_class != "timeout"
-            and _READ_UP_TO_THE_END & set(attempt.model.split("+"))
+            and _READ_UP_TO_THE_END & set(sent.entry["behaviour"].split("+"))
             and charged.output != tokens(len(answer.text))
         ):
             yield f"is charged {charged.output} tokens, and {len(answer.text)} characters were seen"
@@ -359,6 +370,10 @@ class Audit:
         if request.status == "unknown" and last:
             return charged == _expected(record)
         seen = tokens(len(answer.text))
+        if answer.unread and charged.output:
+            # what the model made may be in it
+            most = record.max_tokens or charged.output
+            return charged == Usage(_input(record), 0, min(tokens(answer.unread), most), 0)
         return charged[:2] == (_input(record), 0) and 0 <= charged.output <= seen
 
 
@@ -374,6 +389,8 @@ def _refused(record: Record) -> bool:
 
 
 def _input(record: Record) -> int:
+    if record.characters is not None:
+        return tokens(record.characters)
     return tokens(len(record.prompt) + len(record.system or ""))
 
 
@@ -393,6 +410,15 @@ _ATTEMPTS = """
 SELECT request_id, attempt, provider, model, http_status, error_class, input_tokens,
        cached_input_tokens, output_tokens, cost_usd, cost_source
 FROM llm_attempts WHERE request_id > {} ORDER BY request_id, attempt"""
+# Models by the names that stand for them: of the rules of an alias (and of no name) the first ones,
+# and the models' own.
+_FIRST = """
+WITH names AS (
+    SELECT alias, model, rank = min(rank) OVER (PARTITION BY alias) AS first FROM llm_routing_rules
+    UNION ALL SELECT name, name, true FROM llm_models)
+SELECT coalesce(n.alias, ''), m.provider, m.name
+FROM names n JOIN llm_models m ON n.model IN (m.name, m.provider || '/' || m.name)
+WHERE n.first"""
 
 
 def _request(row: Row) -> Request:
@@ -412,9 +438,10 @@ def _attempt(row: Row) -> Attempt:
 
 
 async def read_ledger(
-    session: Session, since: int, findings: list[str]
+    session: Session, since: int, records: list[Record], findings: list[str]
 ) -> dict[str, list[Request]]:
     """By token.  Whatever belongs to nothing is a finding."""
+    tokens_of = {record.request_id: record.token for record in records if record.request_id}
     rows = await session.rows(_REQUESTS.format(since))
     requests = {request.request_id: request for request in map(_request, rows)}
     for row in await session.rows(_ATTEMPTS.format(since)):
@@ -424,18 +451,30 @@ async def read_ledger(
         else:
             findings.append(f"attempt {row[1]} is of a request that is not there: {request_id}")
     found: dict[str, list[Request]] = defaultdict(list)
+    nameless: list[Request] = []
     for request in requests.values():
         if request.application != APPLICATION:
             continue
+        if not request.attempts:
+            # its prompt was sent to nobody, and is not kept
+            request.token = request.token or tokens_of.get(request.request_id)
         if request.token is None:
-            findings.append(f"request {request.request_id} has no prompt: {request}")
+            nameless.append(request)
         else:
             found[request.token].append(request)
+    # of a batch that was ended while other calls of it went on, nobody was told which is which
+    untold = [r for r in records if r.form == "batch" and r.outcome in ("cancelled", "lost")]
+    left = sum(1 for record in untold if record.token not in found)
+    for request in nameless:
+        if not request.attempts and request.cost == 0 and left > 0:
+            left -= 1
+        else:
+            findings.append(f"request {request.request_id} has no prompt: {request}")
     return found
 
 
 async def read_books(
-    session: Session, since: int, records: Iterable[Record], findings: list[str]
+    session: Session, since: int, records: list[Record], findings: list[str]
 ) -> Books:
     """All but the journal."""
     prices = {
@@ -444,19 +483,24 @@ async def read_books(
             "SELECT provider, name, input_price, output_price, cached_input_price FROM llm_models"
         )
     }
-    aliases = {}
-    for alias, model in await session.rows(
-        "SELECT alias, model FROM llm_routing_rules WHERE alias IS NOT NULL ORDER BY rank DESC"
-    ):
-        provider, _, name = (model or "").partition("/")
-        aliases[alias or ""] = provider, name
-    requests = await read_ledger(session, since, findings)
+    first: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for alias, provider, name in await session.rows(_FIRST):
+        first[alias or ""].add((provider or "", name or ""))
+    requests = await read_ledger(session, since, records, findings)
     findings += [f"sums differ: {row}" for row in await session.rows(SUMS_DIFFER)]
-    return Books({record.token: record for record in records}, {}, requests, prices, aliases)
+    return Books({record.token: record for record in records}, {}, requests, prices, first)
+
+
+def sent_of(provider: str, entry: dict[str, Any]) -> tuple[str, Sent] | None:
+    """An entry of the journal, with its token; what has none is of no concern."""
+    ask = asked(entry)
+    if ask and (match := _TOKEN.match(ask.prompt)):
+        return match[0], Sent(provider, ask.model, entry, said(entry, ask))
+    return None
 
 
 async def read_journal(session: Session, entries: list[dict[str, Any]], books: Books) -> None:
-    """By token, oldest first; what has no token is of no concern."""
+    """By token, oldest first."""
     paths = {
         row[1]: row[0] or ""
         for row in await session.rows(
@@ -464,10 +508,6 @@ async def read_journal(session: Session, entries: list[dict[str, Any]], books: B
         )
     }
     for entry in entries:
-        body = entry["body"]
-        if not isinstance(body, dict) or not body.get("messages"):
-            continue
-        if match := _TOKEN.match(body["messages"][-1]["content"]):
-            path = entry["path"].removesuffix("/chat/completions")
-            sent = Sent(paths[path], body["model"], entry, said(entry))
-            books.sent.setdefault(match[0], []).append(sent)
+        if found := sent_of(paths[entry["path"].removesuffix("/chat/completions")], entry):
+            token, sent = found
+            books.sent.setdefault(token, []).append(sent)

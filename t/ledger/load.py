@@ -77,6 +77,10 @@ class Record:
     request_id: int | None = None  # with what follows, only of forms that tell
     cost: str | None = None
     attempts: int | None = None
+    characters: int | None = None  # of what is sent, where that is not prompt and system
+    patience: float = 0.0  # its time-out in seconds; 0: none of its own
+    sent_at: float = 0.0
+    told_at: float = 0.0
 
 
 @dataclass
@@ -108,6 +112,10 @@ class Options:
 
 
 class Load:
+    """What has no underscore before its name may be overridden."""
+
+    pause_between_sums = 0.1  # seconds
+
     def __init__(self, options: Options) -> None:
         self._options = options
         self._mixture = Mixture(options.seed, options.crash)
@@ -127,6 +135,32 @@ class Load:
         await watcher
         self._admin.close()
         return self.report
+
+    def draw(self, number: int) -> Call:
+        """What that session calls next."""
+        return self._mixture.draw()
+
+    async def before(self, session: Session, number: int) -> None:
+        """A call of that session."""
+
+    async def after(self, session: Session, number: int) -> None:
+        """Its last one."""
+
+    async def query(self, session: Session, call: Call) -> Result:
+        return await session.query(call.sql())
+
+    async def activity(self, pid: int) -> str:
+        """What the server says of a backend."""
+        assert self._admin
+        async with self._admin_free:
+            rows = await self._admin.rows(
+                "SELECT state, wait_event_type, wait_event, query FROM pg_stat_activity"
+                f" WHERE pid = {pid}"
+            )
+        return str(rows)
+
+    def lost(self, call: Call, error: Lost) -> None:
+        """The connection has ended."""
 
     async def _connect(self, sync: str = "on") -> Session:
         options = self._options
@@ -157,7 +191,8 @@ class Load:
                 # a second look into the same snapshot: nothing of it changes
                 rows = await session.rows(SUMS_DIFFER + "; COMMIT")
                 self.report.faults += [f"sums differ: {row}" for row in rows]
-                await asyncio.sleep(0.1)
+                left = self._deadline - time.monotonic()
+                await asyncio.sleep(max(0.0, min(self.pause_between_sums, left)))
             session.close()
         except Lost:
             if not self._options.crash:
@@ -176,12 +211,14 @@ class Load:
                 raise
             return
         while self._left > 0 and time.monotonic() < self._deadline:
-            call = self._mixture.draw()
+            await self.before(session, number)
+            call = self.draw(number)
             self._left -= len(call.tokens)
             try:
                 await self._make(session, call, sync)
-            except Lost:
+            except Lost as error:
                 session.close()
+                self.lost(call, error)
                 self.report.counts["connections lost"] += 1
                 if self._options.crash and call.fate != "terminate":
                     # the server goes down; when it is up again, nobody shall call
@@ -192,19 +229,23 @@ class Load:
                     if not self._options.crash:
                         raise
                     return
+        await self.after(session, number)
         session.close()
 
     async def _make(self, session: Session, call: Call, sync: str) -> None:
         records = [
             Record(
                 token=token,
-                prompt=prompt,
+                prompt=call.booked(prompt),
                 model=call.model,
                 system=call.system,
                 max_tokens=call.max_tokens,
                 form=call.form,
                 block=call.block,
                 fate=call.fate,
+                characters=call.characters(prompt),
+                patience=(call.timeout or 0) / 1000,
+                sent_at=time.time(),
             )
             for token, prompt in zip(call.tokens, call.prompts, strict=True)
         ]
@@ -217,7 +258,7 @@ class Load:
         if call.fate in ("cancel", "backend", "terminate"):
             disturber = asyncio.create_task(self._disturb(session, call))
         try:
-            result = await session.query(call.sql())
+            result = await self.query(session, call)
             self._told(call, records, result)
             if sync == "on" and not result.error and not disturber and call.fate == "none":
                 await self._look(session, records)
@@ -254,14 +295,21 @@ class Load:
         for notice in result.notices:
             if notice["C"] != CUT_BY_LIMIT and notice["S"] != "NOTICE":
                 self.report.faults.append(f"{notice['S']} {notice['C']}: {notice['M']}")
+        for record in records:
+            record.told_at = time.time()
         if result.error:
             for record in records:
                 record.outcome = "cancelled" if result.sqlstate == CANCELLED else "error"
                 record.sqlstate = result.sqlstate
                 self.report.counts[f"{record.outcome} {result.sqlstate}"] += 1
             return
-        if call.form == "scalar":
-            records[0].outcome, records[0].text = "answered", result.rows[0][0]
+        if call.form == "glance":
+            records[0].outcome = "cancelled"
+            self.report.counts["cancelled"] += 1
+            return
+        if call.form in ("scalar", "stream"):
+            text = "".join(row[0] or "" for row in result.rows)
+            records[0].outcome, records[0].text = "answered", text
             self.report.counts["answered"] += 1
             return
         if len(result.rows) != len(records) + len(call.repeated):
@@ -294,8 +342,8 @@ class Load:
         )
         found = {int(row[0] or 0): row[1] for row in rows}
         for record in known:
-            want = "ok" if record.outcome == "answered" else "error"
-            if found.get(record.request_id or 0) != want:
+            want = ("ok",) if record.outcome == "answered" else ("error", "rejected")
+            if found.get(record.request_id or 0) not in want:
                 self.report.faults.append(
                     f"{record.token}: after the call its row is {found.get(record.request_id or 0)}"
                 )

@@ -6,6 +6,7 @@ The faults are at providers of their own, once without and once with retries.
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass, field
 
@@ -72,22 +73,49 @@ class Call:
     tokens: list[str]  # one; a batch has several
     prompts: list[str]
     model: str
-    form: str  # scalar, detail or batch
+    form: str  # scalar, detail, batch, chat, stream, or glance: the first row of a stream only
     block: str  # none, rollback, commit or savepoint: the transaction around it
     fate: str  # none, or who ends it: cancel, backend, statement, deadline, terminate
     after: float = 0.0  # seconds until then
     system: str | None = None
     max_tokens: int | None = None
     repeated: list[int] = field(default_factory=list)  # of a batch: prompts that come twice
+    priority: str | None = None
+    timeout: int | None = None  # ms
+    concurrency: int | None = None  # of a batch
+    history: list[str] = field(default_factory=list)  # of a chat: what was said before, in turn
+    tools: str | None = None  # of a chat: JSON, as the server prints it
+
+    def booked(self, prompt: str) -> str:
+        """As the ledger has it: of a chat, the messages."""
+        if self.form != "chat":
+            return prompt
+        said = [*self.history, prompt]
+        messages = [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(said)]
+        return json.dumps(messages, ensure_ascii=False)
+
+    def characters(self, prompt: str) -> int | None:
+        """That count as input, if they are not those of the prompt and system_prompt."""
+        if self.form != "chat":
+            return None
+        said = [*self.history, prompt, self.system or "", self.tools or ""]
+        return sum(map(len, said))
 
     def sql(self) -> str:
-        arguments = [f"model => {literal(self.model)}"]
+        arguments = [f"model => {literal(self.model or None)}"]
+        if self.priority is not None:
+            arguments.append(f"priority => {literal(self.priority)}")
         if self.system is not None:
             arguments.append(f"system_prompt => {literal(self.system)}")
         if self.max_tokens is not None:
             arguments.append(f"max_tokens => {self.max_tokens}")
-        if self.fate == "deadline":
-            arguments.append(f"timeout_ms => {int(self.after * 1000)}")
+        timeout = int(self.after * 1000) if self.fate == "deadline" else self.timeout
+        if timeout is not None:
+            arguments.append(f"timeout_ms => {timeout}")
+        if self.concurrency is not None:
+            arguments.append(f"max_concurrency => {self.concurrency}")
+        if self.tools is not None:
+            arguments.append(f"tools => {literal(self.tools)}")
         more = ", ".join(arguments)
         if self.form == "batch":
             prompts = [*self.prompts, *(self.prompts[i] for i in self.repeated)]
@@ -96,12 +124,18 @@ class Call:
                 "SELECT response, request_id, cost_usd, attempts, error_class, cached"
                 f" FROM llm_complete_batch({array}, {more}) ORDER BY idx"
             )
-        more = f"{literal(self.prompts[0])}, {more}, tags => '{{\"token\": \"{self.tokens[0]}\"}}'"
-        if self.form == "detail":
-            return (
-                "SELECT response, request_id, cost_usd, attempts, error_class, cached"
-                f" FROM llm_complete_detail({more})"
-            )
+        prompt = literal(self.booked(self.prompts[0]))
+        more = f"{prompt}, {more}, tags => '{{\"token\": \"{self.tokens[0]}\"}}'"
+        match self.form:
+            case "detail" | "chat":
+                function = "llm_chat" if self.form == "chat" else "llm_complete_detail"
+                return (
+                    "SELECT response, request_id, cost_usd, attempts, error_class, cached"
+                    f" FROM {function}({more})"
+                )
+            case "stream" | "glance":
+                limit = " LIMIT 1" if self.form == "glance" else ""
+                return f"SELECT llm_stream({more}){limit}"
         return f"SELECT llm_complete({more})"
 
 
@@ -166,6 +200,9 @@ class Mixture:
 
     def _prompt(self) -> str:
         self._count += 1
-        words = [f"token-{self._run}-{self._count:06d}"]
-        words += self._random.choices(_WORDS, k=self._random.randrange(40))
-        return " ".join(words)
+        return words(self._random, f"token-{self._run}-{self._count:06d}")
+
+
+def words(draw: random.Random, token: str) -> str:
+    """A prompt."""
+    return " ".join([token, *draw.choices(_WORDS, k=draw.randrange(40))])

@@ -1,0 +1,511 @@
+/*-------------------------------------------------------------------------
+ *
+ * call_next.c
+ *	  Which candidate a call is sent to next, and what its failure leads to.
+ *
+ * Candidates are looked at in their order, those of a failure domain that has
+ * failed in this call after all others, and each is asked whether it takes the
+ * call now (endpoint.h).  The first that does gets it.
+ *
+ * One that has no room now may have some soon.  A call waits there for as long
+ * as the policy of rate_limit backs off, before it goes to another model; another
+ * provider of the same model is as good, and is asked at once.  Where there is
+ * nothing else it waits until its deadline, at most MAX_WAIT_MS.  One whose
+ * breaker is open is skipped; when nothing else is left, the one whose probe is
+ * nearest gets the call all the same.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "common/pg_prng.h"
+#include "utils/memutils.h"
+
+#include "call.h"
+#include "secret.h"
+
+/* longest wait for a provider that asks for a pause, or has no room */
+#define MAX_WAIT_MS			60000
+
+/* the same where another candidate is left */
+#define MAX_WAIT_BESIDE_MS	10000
+
+/*
+ * The same for limits that are used up: providers tell when all of them will be
+ * there again, and a part is there earlier.
+ */
+#define MAX_RESET_MS		5000
+
+/* so often a waiting call looks for itself, give or take a fifth */
+#define LOOK_US				LLMGW_LOOK_US
+
+static LlmCandidate *
+current_candidate(LlmCall *call)
+{
+	return &call->route.candidates[call->current];
+}
+
+/*
+ * Finds the key of a candidate.  False with a reason when there should be one
+ * but it cannot be used.
+ */
+static bool
+find_key(const LlmProvider *p, const char **key, char **reason)
+{
+	*key = NULL;
+	switch (p->key_ref.kind)
+	{
+		case LLMGW_SECRET_NONE:
+			return true;
+		case LLMGW_SECRET_ENV:
+			*key = llmgw_secret_from_env(p->key_ref.name, reason);
+			return *key != NULL;
+		case LLMGW_SECRET_STORED:
+			if (p->stored_secret == NULL)
+				*reason = psprintf("secret \"%s\" does not exist", p->key_ref.name);
+			else if (p->secret_host != NULL &&
+					 strcmp(p->secret_host, p->url.host) != 0 &&
+					 strcmp(p->secret_host, psprintf(strchr(p->url.host, ':') ? "[%s]:%d" : "%s:%d",
+													 p->url.host, p->url.port)) != 0)
+				*reason = psprintf("secret \"%s\" is for host \"%s\" only",
+								   p->key_ref.name, p->secret_host);
+			else
+				*key = p->stored_secret;
+			return *key != NULL;
+		case LLMGW_SECRET_FILE:
+			*key = llmgw_secret_from_file(p->key_ref.name, reason);
+			return *key != NULL;
+	}
+	return false;
+}
+
+/* The key of a candidate cannot be read: it has failed without an attempt. */
+static bool
+key_unreadable(LlmCall *call, LlmCandidate *c, const char *reason)
+{
+	LlmAttempt *a;
+
+	c->spent = true;
+	call->current = c - call->route.candidates;
+	a = llmgw_call_add_attempt(call);
+	a->error = LLMGW_AUTH;
+	a->message = MemoryContextStrdup(call->context, reason);
+	return !llmgw_config_policy(call->spec->config, LLMGW_AUTH,
+								c->model->provider->name)->fallback;
+}
+
+/* A candidate that was waited for long enough, or in vain. */
+static void
+give_up_waiting(LlmCall *call, LlmCandidate *c)
+{
+	LlmAttempt *a;
+	int64		rest_ms = c->refusal.until == LLMGW_NEVER ? -1 :
+	(c->refusal.until - llmgw_now()) / 1000;
+	const char *what = c->refusal.by_provider ? "the provider wants a pause" :
+	"its limits leave no room";
+
+	llmgw_endpoint_abandon(&call->admission);
+	c->spent = true;
+	call->current = c - call->route.candidates;
+	a = llmgw_call_add_attempt(call);
+	a->error = LLMGW_RATE_LIMIT;
+	a->message = rest_ms > 0 ?
+		psprintf("%s for another " INT64_FORMAT " ms", what, rest_ms) :
+		psprintf("%s", what);
+}
+
+/* what an admission is asked for */
+static void
+describe_query(LlmCall *call, const LlmCandidate *c, LlmAdmitQuery *query)
+{
+	query->provider = c->model->provider;
+	query->key = call->wire.api_key;
+	query->who = call->spec->ask;
+	query->rank = call->spec->priority->rank;
+	query->tokens = 0;
+	if (query->provider->limits.tokens > 0)
+	{
+		LlmUsage	expected;
+
+		llmgw_cost_expect(c->model, call->characters, call->spec->max_tokens, &expected);
+		query->tokens = expected.input + expected.output;
+	}
+	query->probe = call->spec->probe != NULL;
+	query->ready = &call->ready;
+}
+
+/* The call was admitted to a candidate. */
+static bool
+send_to(LlmCall *call, LlmCandidate *c, LlmInstant waited_since)
+{
+	if (waited_since != 0)
+		call->queued_us += llmgw_now() - waited_since;
+	llmgw_timer_cancel(&call->timer);
+	call->current = c - call->route.candidates;
+	return llmgw_call_send(call);
+}
+
+/* How long it may wait at a candidate, in microseconds, given what else there is. */
+static int64
+patience_us(const LlmCall *call, const LlmCandidate *c, bool alternatives)
+{
+	const LlmPolicy *policy;
+
+	if (!alternatives)
+		return INT64CONST(1000) * MAX_WAIT_MS;
+	policy = llmgw_config_policy(call->spec->config, LLMGW_RATE_LIMIT,
+								 c->model->provider->name);
+	return INT64CONST(1000) * Min(policy->backoff_ms, MAX_WAIT_BESIDE_MS);
+}
+
+/* Whether it makes sense to wait on at a candidate that has no room now. */
+static bool
+may_wait(const LlmCall *call, const LlmCandidate *c, LlmInstant since, LlmInstant now,
+		 bool alternatives)
+{
+	LlmInstant	end = since + patience_us(call, c, alternatives);
+
+	end = Min(end, call->deadline);
+	return now < end && (c->refusal.until == LLMGW_NEVER || c->refusal.until <= end);
+}
+
+/* Into the queue of a candidate, and sleep. */
+static bool
+wait_for(LlmCall *call, LlmCandidate *c, LlmInstant since, bool alternatives)
+{
+	LlmAdmitQuery query;
+	LlmInstant	now = llmgw_now();
+	LlmInstant	at;
+
+	describe_query(call, c, &query);
+	llmgw_endpoint_wait(&call->admission, &query);
+	at = now + (LlmInstant) (LOOK_US * (0.8 + 0.4 * pg_prng_double(&pg_global_prng_state)));
+	at = Min(at, c->refusal.until);
+	at = Min(at, since + patience_us(call, c, alternatives));
+	at = Min(at, call->deadline);
+	call->state = LLMGW_CALL_QUEUED;
+	llmgw_timer_set(&call->timer, Max(at, now + 1000));
+	return false;
+}
+
+/* Whether a candidate can still take this call, as far as the call goes. */
+static bool
+is_left(const LlmCall *call, const LlmCandidate *c)
+{
+	if (c->dropped != NULL || c->spent)
+		return false;
+
+	/* only a larger window helps a prompt that was too long */
+	return call->smallest_window == 0 || c->model->context_window > call->smallest_window;
+}
+
+/*
+ * One look at all candidates: sends to the first that takes the call.  Otherwise
+ * *later is the first that has no room now, *open the one with an open breaker
+ * whose probe is nearest.  *ended: the call has ended.
+ */
+static bool
+look_around(LlmCall *call, LlmCandidate **later, LlmCandidate **open, bool *ended)
+{
+	LlmInstant	waited_since = call->admission.queued_at;
+	LlmInstant	now = llmgw_now();
+
+	*later = NULL;
+	*open = NULL;
+	*ended = false;
+	for (int pass = 0; pass < 2; pass++)
+	{
+		for (int i = 0; i < call->route.ncandidates; i++)
+		{
+			LlmCandidate *c = &call->route.candidates[i];
+			LlmAdmitQuery query;
+			char	   *reason = NULL;
+
+			if (!is_left(call, c) || c->behind != (pass == 1))
+				continue;
+
+			/* it has patience with that one: only the same model will do */
+			if (*later != NULL && strcmp((*later)->model->name, c->model->name) != 0 &&
+				may_wait(call, *later, waited_since ? waited_since : now, now, true))
+				continue;
+			if (!find_key(c->model->provider, &call->wire.api_key, &reason))
+			{
+				if (key_unreadable(call, c, reason))
+				{
+					*ended = llmgw_call_end_stopped(call);
+					return true;
+				}
+				continue;
+			}
+			describe_query(call, c, &query);
+			c->refused = llmgw_endpoint_admit(&call->admission, &query, &c->refusal);
+			switch (c->refused)
+			{
+				case LLMGW_ADMITTED:
+					*ended = send_to(call, c, waited_since);
+					return true;
+				case LLMGW_ADMIT_OPEN:
+					if (*open == NULL || c->refusal.until < (*open)->refusal.until)
+						*open = c;
+					break;
+				case LLMGW_ADMIT_LATER:
+					if (*later == NULL)
+						*later = c;
+					break;
+				case LLMGW_ADMIT_STOPPED:
+					break;
+			}
+		}
+	}
+	return false;
+}
+
+/* Whether another model than this candidate's could take the call. */
+static bool
+has_alternatives(const LlmCall *call, const LlmCandidate *than)
+{
+	for (int i = 0; i < call->route.ncandidates; i++)
+	{
+		const LlmCandidate *c = &call->route.candidates[i];
+
+		if (c != than && is_left(call, c) && c->refused == LLMGW_ADMITTED)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Nothing is left but candidates with an open breaker: the nearest to its probe
+ * gets the call, and no other does.
+ */
+static bool
+force(LlmCall *call, LlmCandidate *c, bool *ended)
+{
+	LlmAdmitQuery query;
+	char	   *reason = NULL;
+
+	if (!find_key(c->model->provider, &call->wire.api_key, &reason))
+		return false;
+	describe_query(call, c, &query);
+	query.who = LLMGW_ASK_FORCE;
+	c->refused = llmgw_endpoint_admit(&call->admission, &query, &c->refusal);
+	if (c->refused != LLMGW_ADMITTED)
+		return false;
+	*ended = send_to(call, c, 0);
+	return true;
+}
+
+/* No attempt could be made: what is in the way is then the answer. */
+static void
+blame_refusals(LlmCall *call)
+{
+	if (call->nattempts > 0)
+		return;
+	for (int i = 0; i < call->route.ncandidates; i++)
+	{
+		LlmCandidate *c = &call->route.candidates[i];
+		LlmAttempt *a;
+
+		if (c->dropped != NULL || c->refused == LLMGW_ADMITTED)
+			continue;
+		call->current = i;
+		a = llmgw_call_add_attempt(call);
+		a->error = c->refused == LLMGW_ADMIT_LATER ? LLMGW_RATE_LIMIT : LLMGW_UNAVAILABLE;
+		a->message = llmgw_call_refusal(call, c);
+		c->spent = true;
+	}
+}
+
+bool
+llmgw_call_next(LlmCall *call)
+{
+	LlmCandidate *later;
+	LlmCandidate *open;
+	LlmInstant	since = call->admission.queued_at;
+	bool		ended;
+
+	for (;;)
+	{
+		if (look_around(call, &later, &open, &ended))
+			return ended;
+		if (later != NULL)
+		{
+			LlmInstant	now = llmgw_now();
+			bool		alternatives = has_alternatives(call, later);
+
+			if (since == 0)
+				since = now;
+			if (may_wait(call, later, since, now, alternatives))
+				return wait_for(call, later, since, alternatives);
+			call->queued_us += now - since;
+			since = 0;
+			give_up_waiting(call, later);
+			continue;
+		}
+
+		/* a probe goes past an open breaker only if it asks for that */
+		if (open == NULL || call->spec->probe != NULL ||
+			(call->forced != NULL && call->forced != open->model))
+			break;
+		call->forced = open->model;
+		if (force(call, open, &ended))
+			return ended;
+		open->spent = true;
+	}
+	llmgw_endpoint_abandon(&call->admission);
+	blame_refusals(call);
+	return llmgw_call_end_failed(call);
+}
+
+/* What an attempt shows of its endpoint. */
+static LlmBreakerOutcome
+outcome_of(const LlmCall *call, const LlmAttempt *a, const LlmFailure *failure)
+{
+	const LlmPolicy *policy;
+
+	if (failure->error == LLMGW_OK)
+		return call->spec->probe != NULL ? LLMGW_OUTCOME_ALIVE : LLMGW_OUTCOME_SUCCESS;
+	if (failure->error == LLMGW_AUTH)
+		return LLMGW_OUTCOME_AUTH;
+	if (failure->error == LLMGW_QUOTA)
+		return LLMGW_OUTCOME_QUOTA;
+
+	/* the caller's impatience, or its encoding, is nobody's fault */
+	if (failure->timed_out_whole)
+		return LLMGW_OUTCOME_NONE;
+	policy = llmgw_config_policy(call->spec->config, failure->error,
+								 a->model->provider->name);
+	if (policy->trips_breaker && !failure->hopeless)
+		return LLMGW_OUTCOME_FAILURE;
+	return a->http_status > 0 ? LLMGW_OUTCOME_ALIVE : LLMGW_OUTCOME_NONE;
+}
+
+int64
+llmgw_call_pause_ms(const LlmRateInfo *info)
+{
+	int64		reset = 0;
+
+	if (info->retry_after_ms >= 0)
+		return info->retry_after_ms;
+	if (info->remaining_requests == 0)
+		reset = Max(reset, info->reset_requests_ms);
+	if (info->remaining_tokens == 0)
+		reset = Max(reset, info->reset_tokens_ms);
+	return Max(Min(reset, MAX_RESET_MS), 0);
+}
+
+void
+llmgw_call_settle(LlmCall *call, const LlmFailure *failure)
+{
+	const LlmAttempt *a = &call->attempts[call->nattempts - 1];
+	LlmSettlement s = {0};
+
+	s.outcome = outcome_of(call, a, failure);
+	s.error = failure->error;
+	s.message = a->message;
+	s.latency_us = a->latency_us;
+	s.tokens = a->usage.known ? a->usage.input + a->usage.output : -1;
+	if (failure->error == LLMGW_OK)
+		s.pause_ms = failure->retry_after_ms;
+	else
+		s.retry_after_ms = failure->retry_after_ms;
+	llmgw_endpoint_settle(&call->admission, &s);
+}
+
+/* Whether the call goes on to others after this failure. */
+static bool
+goes_on(LlmCall *call, LlmErrorClass error, const LlmPolicy *policy)
+{
+	const LlmCandidate *c = current_candidate(call);
+
+	/*
+	 * The caller's fault, unless it is said by one that answers in another's
+	 * place and may be pickier.
+	 */
+	if (error == LLMGW_INVALID_REQUEST && c != llmgw_route_first(&call->route))
+		return true;
+	if (error == LLMGW_CONTEXT_LENGTH)
+		call->smallest_window = Max(call->smallest_window, Max(c->model->context_window, 1));
+	return policy->fallback;
+}
+
+/* Candidates that share the fate of one that failed come after the others. */
+static void
+put_behind(LlmCall *call, const char *failure_domain)
+{
+	for (int i = 0; i < call->route.ncandidates; i++)
+	{
+		LlmCandidate *c = &call->route.candidates[i];
+
+		if (strcmp(c->model->provider->failure_domain, failure_domain) == 0)
+			c->behind = true;
+	}
+}
+
+/* Waits, then tries the same candidate again; false: that makes no sense. */
+static bool
+back_off(LlmCall *call, const LlmFailure *failure, const LlmPolicy *policy)
+{
+	LlmCandidate *c = current_candidate(call);
+	LlmHealth	health;
+	LlmInstant	at;
+	double		ms;
+
+	if (c->retries >= policy->max_retries ||
+		failure->retry_after_ms > (has_alternatives(call, c) ? MAX_WAIT_BESIDE_MS : MAX_WAIT_MS))
+		return false;
+
+	/* that was one failure too many, if there is somebody else */
+	llmgw_endpoint_health(c->model->provider, &health);
+	if (health.known && !health.closed && has_alternatives(call, c))
+		return false;
+
+	/* so that many callers that failed together do not return together */
+	ms = policy->backoff_ms * (double) (1 << Min(c->retries, 10));
+	ms *= 0.8 + 0.4 * pg_prng_double(&pg_global_prng_state);
+	ms = Max(ms, failure->retry_after_ms);
+	at = llmgw_now() + (LlmInstant) (ms * 1000);
+	if (at >= call->deadline)
+		return false;
+	c->retries++;
+	call->state = LLMGW_CALL_BACKOFF;
+	llmgw_timer_set(&call->timer, at);
+	return true;
+}
+
+bool
+llmgw_call_after_failure(LlmCall *call, const LlmFailure *failure)
+{
+	LlmCandidate *c = current_candidate(call);
+	const LlmPolicy *policy = llmgw_config_policy(call->spec->config, failure->error,
+												  c->model->provider->name);
+	bool		next;
+
+	if (failure->timed_out_whole || call->streamed > 0)
+		return llmgw_call_end_stopped(call);
+
+	/* the server told us what it does not want: ask without it */
+	if (failure->reword)
+		return llmgw_call_next(call);
+	if (failure->hopeless || call->spec->probe != NULL)
+		return llmgw_call_end_stopped(call);
+
+	next = goes_on(call, failure->error, policy);
+	if (back_off(call, failure, policy))
+		return false;
+	if (!next)
+		return llmgw_call_end_stopped(call);
+
+	/* a request that could not be waited for would be paid all the same */
+	if (llmgw_now() >= call->deadline)
+	{
+		llmgw_call_fail(call, LLMGW_TIMEOUT,
+						psprintf("the call was not done within its %d ms (timeout_ms)",
+								 call->spec->timeout_ms));
+		return true;
+	}
+	c->spent = true;
+	if (policy->trips_breaker)
+		put_behind(call, c->model->provider->failure_domain);
+	return llmgw_call_next(call);
+}

@@ -1,0 +1,80 @@
+/*-------------------------------------------------------------------------
+ *
+ * endpoint_status.c
+ *	  What operators see of an endpoint, and how they open and reset its breaker.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "endpoint_private.h"
+
+bool
+llmgw_endpoint_status(const LlmProvider *provider, LlmEndpointStatus *status)
+{
+	LlmEndpoint *slot = llmgw_endpoint_lock(provider, false);
+	LlmInstant	opened_at;
+	LlmInstant	probe_at = 0;
+	LlmInstant	limited_until;
+
+	if (slot == NULL)
+		return false;
+	memset(status, 0, sizeof(*status));
+	status->state = slot->breaker.state;
+	status->reason = slot->breaker.reason;
+	status->consecutive_failures = slot->breaker.nfailures;
+	status->in_flight = slot->limiter.in_flight;
+	status->waiting = slot->limiter.nwaiters;
+	status->latency_us = pg_atomic_read_u64(&slot->latency_us);
+	status->successes = slot->successes;
+	status->failures = slot->failures;
+	status->last_error = slot->last_error;
+	memcpy(status->last_message, slot->last_message, sizeof(status->last_message));
+	status->last_error_at = slot->last_error_at;
+	status->last_probe_at = slot->last_probe_at;
+	status->last_probe_ok = slot->last_probe_ok;
+	opened_at = slot->breaker.opened_at;
+	if (slot->breaker.state == LLMGW_BREAKER_OPEN)
+		probe_at = slot->breaker.probe_at;
+	limited_until = slot->limiter.limited_until;
+	LWLockRelease(&slot->lock);
+
+	status->opened_at = llmgw_endpoint_wall_time(opened_at);
+	status->next_probe_at = llmgw_endpoint_wall_time(probe_at);
+	if (limited_until > llmgw_now())
+		status->rate_limited_until = llmgw_endpoint_wall_time(limited_until);
+	return true;
+}
+
+/* What both hands do: fn to the breaker, and whatever follows from it. */
+static bool
+by_hand(const LlmProvider *provider, bool lift, void (*fn) (LlmBreaker *breaker, LlmInstant now))
+{
+	LlmEndpoint *slot = llmgw_endpoint_lock(provider, true);
+	LlmBreaker	before;
+	bool		changed;
+
+	if (slot == NULL)
+		return false;
+	before = slot->breaker;
+	fn(&slot->breaker, llmgw_now());
+	if (lift)
+		llmgw_limiter_lift(&slot->limiter);
+	changed = llmgw_endpoint_note_change(slot, &before, LLMGW_OK, NULL);
+	LWLockRelease(&slot->lock);
+	if (changed)
+		llmgw_endpoint_wake_worker();
+	return true;
+}
+
+bool
+llmgw_endpoint_open(const LlmProvider *provider)
+{
+	return by_hand(provider, false, llmgw_breaker_open);
+}
+
+bool
+llmgw_endpoint_reset(const LlmProvider *provider)
+{
+	return by_hand(provider, true, llmgw_breaker_reset);
+}
