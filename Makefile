@@ -54,6 +54,7 @@ OBJS = \
 	src/endpoint_admit.o \
 	src/endpoint_events.o \
 	src/endpoint_health.o \
+	src/endpoint_look.o \
 	src/endpoint_status.o \
 	src/engine.o \
 	src/errors.o \
@@ -70,6 +71,7 @@ OBJS = \
 	src/functions_prices.o \
 	src/functions_prices_entry.o \
 	src/functions_provider.o \
+	src/functions_route.o \
 	src/functions_secret.o \
 	src/functions_status.o \
 	src/functions_stream.o \

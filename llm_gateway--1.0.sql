@@ -564,7 +564,9 @@ CREATE TABLE @extschema@.llm_requests (
     tags jsonb,
     prompt_hash bytea,
     prompt text,
-    response text
+    response text,
+    passed_over text,
+    passed_over_class text
 ) USING heap;
 CREATE INDEX llm_requests_created_at_idx ON @extschema@.llm_requests
     USING brin (created_at) WITH (autosummarize = on);
@@ -652,6 +654,10 @@ COMMENT ON COLUMN @extschema@.llm_requests.prompt
 IS 'the prompt; NULL unless llm_gateway.log_content is on and something was sent';
 COMMENT ON COLUMN @extschema@.llm_requests.response
 IS 'the answer; NULL unless llm_gateway.log_content is on';
+COMMENT ON COLUMN @extschema@.llm_requests.passed_over
+IS 'the provider of the first candidate where it was not even asked; NULL: it was';
+COMMENT ON COLUMN @extschema@.llm_requests.passed_over_class
+IS 'why: unavailable (its circuit breaker was open, or it was parked), rate_limit (it had no room), auth (its key could not be read)';
 
 CREATE TABLE @extschema@.llm_attempts (
     request_id bigint,
@@ -954,28 +960,35 @@ COMMENT ON COLUMN @extschema@.llm_spend_today.cost_usd
 IS 'what it cost, without the unpriced attempts';
 
 CREATE VIEW @extschema@.llm_fallback_report WITH (security_invoker = true) AS
-SELECT (r.created_at AT TIME ZONE 'UTC')::pg_catalog.date AS day,
-       a.provider AS from_provider,
-       CASE WHEN r.status OPERATOR(pg_catalog.=) 'ok' THEN r.provider END AS to_provider,
-       a.error_class,
-       pg_catalog.count(DISTINCT r.request_id) AS requests
-FROM @extschema@.llm_requests r
-JOIN @extschema@.llm_attempts a ON a.request_id OPERATOR(pg_catalog.=) r.request_id
-WHERE a.error_class OPERATOR(pg_catalog.<>) ALL ('{cancelled,unknown}')
-  AND (r.status OPERATOR(pg_catalog.<>) 'ok' OR r.provider OPERATOR(pg_catalog.<>) a.provider)
+SELECT (f.created_at AT TIME ZONE 'UTC')::pg_catalog.date AS day,
+       f.from_provider,
+       f.to_provider,
+       f.error_class,
+       pg_catalog.count(DISTINCT f.request_id) AS requests
+FROM (SELECT r.created_at, r.request_id, a.provider AS from_provider, a.error_class,
+             CASE WHEN r.status OPERATOR(pg_catalog.=) 'ok' THEN r.provider END AS to_provider
+      FROM @extschema@.llm_requests r
+      JOIN @extschema@.llm_attempts a ON a.request_id OPERATOR(pg_catalog.=) r.request_id
+      WHERE a.error_class OPERATOR(pg_catalog.<>) ALL ('{cancelled,unknown}')
+        AND (r.status OPERATOR(pg_catalog.<>) 'ok' OR r.provider OPERATOR(pg_catalog.<>) a.provider)
+      UNION ALL
+      SELECT r.created_at, r.request_id, r.passed_over, r.passed_over_class,
+             CASE WHEN r.status OPERATOR(pg_catalog.=) 'ok' THEN r.provider END
+      FROM @extschema@.llm_requests r
+      WHERE r.passed_over IS NOT NULL) f
 GROUP BY 1, 2, 3, 4
 ORDER BY 1 DESC, 5 DESC, 2, 3, 4;
 REVOKE ALL ON TABLE @extschema@.llm_fallback_report FROM PUBLIC;
 COMMENT ON VIEW @extschema@.llm_fallback_report
-IS 'which provider failed, why, and which one answered in its place';
+IS 'which provider failed or was passed over, why, and which one answered in its place';
 COMMENT ON COLUMN @extschema@.llm_fallback_report.day
 IS 'the UTC day of the requests';
 COMMENT ON COLUMN @extschema@.llm_fallback_report.from_provider
-IS 'the provider that failed';
+IS 'the provider that failed or, being the first candidate, was not even asked';
 COMMENT ON COLUMN @extschema@.llm_fallback_report.to_provider
 IS 'the provider that answered; NULL: none did';
 COMMENT ON COLUMN @extschema@.llm_fallback_report.error_class
-IS 'why it failed, in the words of llm_error_policies';
+IS 'why it failed, in the words of llm_error_policies; unavailable: its circuit breaker was open, or it was parked';
 COMMENT ON COLUMN @extschema@.llm_fallback_report.requests
 IS 'requests to which that happened; one that tried several providers counts for each of them';
 
@@ -1380,6 +1393,34 @@ LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10000 ROWS 100;
 REVOKE ALL ON FUNCTION @extschema@.llm_embed_batch FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.llm_embed_batch
 IS 'the embeddings of many texts, many in one request; idx is the place of the text in the array';
+
+-- Makes no call and takes no provider's turn.
+CREATE FUNCTION @extschema@.llm_route(
+    prompt text,
+    priority text DEFAULT NULL,
+    model text DEFAULT NULL,
+    task text DEFAULT NULL,
+    optimize text DEFAULT NULL,
+    min_tier text DEFAULT NULL,
+    system_prompt text DEFAULT NULL,
+    max_tokens integer DEFAULT NULL,
+    params jsonb DEFAULT NULL,
+    tags jsonb DEFAULT NULL)
+RETURNS TABLE (
+    rank integer,
+    provider text,
+    model text,
+    model_tier text,
+    task text,
+    task_source text,
+    estimated_usd numeric,
+    chosen boolean,
+    reason text)
+AS 'MODULE_PATHNAME', 'llmgw_sql_route'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 100 ROWS 10;
+REVOKE ALL ON FUNCTION @extschema@.llm_route FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.llm_route
+IS 'which models llm_complete would ask with the same arguments, in which order, which one it would ask now (chosen), and why; makes no call';
 
 -- Makes no call; reads the configuration as of now.
 CREATE FUNCTION @extschema@.llm_estimate_cost(

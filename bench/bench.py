@@ -26,9 +26,9 @@ from pathlib import Path
 class Server:
     """A psql session: the backend that is measured, with its warm connection."""
 
-    def __init__(self, psql: str) -> None:
-        self.psql = subprocess.Popen([psql, "-XqAt", "-v", "ON_ERROR_STOP=1"], stdin=subprocess.PIPE,
-                                     stdout=subprocess.PIPE, text=True, bufsize=1)
+    def __init__(self, psql: str, host: str | None = None) -> None:
+        self.psql = subprocess.Popen([psql, "-XqAt", "-v", "ON_ERROR_STOP=1", *(["-h", host] if host else [])],
+                                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
 
     def run(self, sql: str) -> list[str]:
         """Runs statements and returns their output lines."""
@@ -46,6 +46,12 @@ class Server:
         lines = self.run(f"SELECT clock_timestamp() AS t0 \\gset\n{query};\n"
                          "SELECT extract(epoch FROM clock_timestamp() - :'t0'::timestamptz);")
         return float(lines[-1])
+
+
+    def cpu_seconds(self, query: str) -> float:
+        """The CPU time that its backend needs for a query."""
+        used = "split_part(pg_read_file('/proc/self/schedstat'), ' ', 1)::float8 / 1e9"
+        return float(self.run(f"SELECT {used} AS used \\gset\n{query};\nSELECT {used} - :used;")[-1])
 
 
 class Wire:
@@ -91,7 +97,9 @@ class Bench:
         self.stub = subprocess.Popen([self.tools / "stub"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.url = f"http://127.0.0.1:{self.stub.stdout.readline().split()[1]}"
         self.server = Server(options.psql)
+        self.psql = options.psql
         self.pgbench = Path(options.psql).with_name("pgbench")
+        self.admission_host = options.admission_host
         self.rows = options.rows
         # a call's own work; what waiting for the ledger costs is measured apart
         self.server.run("SET client_min_messages = warning; SET llm_gateway.ledger_sync = off;"
@@ -120,6 +128,11 @@ class Bench:
         """Microseconds a call of llm_complete in one statement."""
         return self.server.seconds(f"SELECT count(llm_complete(repeat('x', {prompt}), model => '{self.model(path)}')) "
                                    f"FROM generate_series(1, {calls})") * 1e6 / calls
+
+    def loop_cpu(self, model: str, calls: int) -> float:
+        """Microseconds of the backend's CPU time a call."""
+        return self.server.cpu_seconds(f"SELECT count(llm_complete('xxxxx', model => '{model}')) "
+                                       f"FROM generate_series(1, {calls})") * 1e6 / calls
 
     def batch(self, prompts: int, concurrency: int, path: str) -> float:
         """Seconds for a batch of different prompts."""
@@ -174,20 +187,72 @@ class Bench:
                      lambda: self.raw(calls, path, first=True),
                      lambda: statistics.mean(wire.first_row(query) for _ in range(calls)) * 1e6, "<= 1.05")
 
-    def tps(self, sync: str, sessions: int, path: str) -> float:
-        """Calls a second of that many sessions, one call to a transaction."""
-        script = self.tools / "call.sql"
-        script.write_text(f"SELECT llm_complete('x', model => '{self.model(path)}');\n")
-        out = subprocess.run([self.pgbench, "-n", "-c", str(sessions), "-j", "2", "-T", "3",
-                              "-f", script], check=True, capture_output=True, text=True,
-                             env={**os.environ, "PGOPTIONS": f"-c llm_gateway.ledger_sync={sync}"}).stdout
+    def transactions(self, sessions: int, statement: str, **env: str) -> float:
+        """Transactions a second of that many sessions, one statement to each."""
+        script = self.tools / "transaction.sql"
+        script.write_text(f"{statement};\n")
+        out = subprocess.run([self.pgbench, "-n", "-c", str(sessions), "-j", "2", "-T", "3", "-f", script],
+                             check=True, capture_output=True, text=True, env={**os.environ, **env}).stdout
         return float(re.search(r"tps = ([0-9.]+)", out)[1])
+
+    def tps(self, sync: str, sessions: int, model: str) -> float:
+        """Calls a second of that many sessions, one call to a transaction."""
+        return self.transactions(sessions, f"SELECT llm_complete('x', model => '{model}')",
+                                 PGOPTIONS=f"-c llm_gateway.ledger_sync={sync}")
 
     def ledger_sync(self) -> None:
         """64 sessions at 20 ms: throughput with every call in the ledger when it returns, against without waiting"""
         self.server.run("ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf()")
         self.compare("sync", "64 sessions at 20 ms: ledger_sync on / off", "calls/s",
-                     lambda: self.tps("off", 64, "l20"), lambda: self.tps("on", 64, "l20"), ">= 0.7")
+                     lambda: self.tps("off", 64, self.model("l20")), lambda: self.tps("on", 64, self.model("l20")), ">= 0.7")
+
+    def breaker(self) -> None:
+        """breaker and limiter together (asking for admission and settling it, in a loop that does nothing else), against
+        taking two locks that are free: CPU time of one session; then of all processors, with 64 sessions at one endpoint.
+        With limits of all kinds, which costs most, and without."""
+        server = Server(self.psql, self.admission_host)
+        server.run("CREATE FUNCTION bench_admission(int, bool) RETURNS float8 LANGUAGE c AS 'llm_gateway';"
+                   "CREATE FUNCTION bench_lock(int) RETURNS float8 LANGUAGE c AS 'llm_gateway'")
+        cores = len(os.sched_getaffinity(0))
+
+        def alone(function: str) -> float:
+            return float(server.run(f"SELECT {function}")[0])
+
+        def together(function: str, calls: int) -> float:
+            return cores * 1e9 / (calls * self.transactions(64, f"SELECT {function}", PGHOST=self.admission_host))
+
+        for limited, limits in (("false", "no limits"), ("true", "all limits")):
+            self.compare("breaker", f"admission of a call, {limits} / two locks that are free", "ns",
+                         lambda: alone("bench_lock(200000)"),
+                         lambda limited=limited: alone(f"bench_admission(200000, {limited})"), "1000 ns")
+            self.compare("breaker 64", f"the same in 64 sessions, {limits}", "ns",
+                         lambda: alone("bench_lock(200000)"),
+                         lambda limited=limited: together(f"bench_admission(200, {limited})", 200), "10000 ns")
+
+    def outage(self) -> None:
+        """a model of two providers, one of them dead and its breaker open, against the healthy one alone: the CPU time of
+        a session's calls without latency, and what 64 sessions get done at 20 ms"""
+        for path in ("", "l20"):
+            alone = self.model(path)
+            shared = f"shared-{alone}"
+            with socket.socket() as nobody:    # bound, and nobody listens
+                nobody.bind(("127.0.0.1", 0))
+                self.server.run(
+                    "INSERT INTO llm_providers(name, base_url, api_key, breaker_cooldown) "
+                    f"VALUES ('dead-{alone}', 'http://127.0.0.1:{nobody.getsockname()[1]}/v1', 'env:BENCH_API_KEY', '1 h');"
+                    "INSERT INTO llm_models(provider, name, input_price, output_price) "
+                    f"SELECT p, '{shared}', 1, 2 FROM unnest(ARRAY['{alone}', 'dead-{alone}']) p")
+                state = f"SELECT state FROM llm_provider_status WHERE provider = 'dead-{alone}'"
+                while self.server.run(state) != ["open"]:
+                    self.server.run(f"SELECT llm_complete('x', model => '{shared}')")
+                if path == "":
+                    self.compare("outage", "CPU time of a call: one of two providers dead / the healthy one alone", "us/call",
+                                 lambda: self.loop_cpu(alone, 2000), lambda: self.loop_cpu(shared, 2000), "<= 1.05")
+                else:
+                    self.compare("outage 64", "calls a second of 64 sessions at 20 ms: the same", "calls/s",
+                                 lambda: self.tps("off", 64, alone), lambda: self.tps("off", 64, shared), ">= 0.95")
+                if self.server.run(state) != ["open"]:
+                    sys.exit("bench: the dead provider's breaker is not open")
 
     def worker_pid(self) -> int:
         self.server.run("SELECT llm_complete('x', model => 'mock-economy')")
@@ -243,6 +308,7 @@ class Bench:
 
 
 MEASUREMENTS = {"call": Bench.call, "batch": Bench.batch_ideal, "sizes": Bench.sizes, "stream": Bench.stream,
+                "breaker": Bench.breaker, "outage": Bench.outage,
                 "sync": Bench.ledger_sync, "drain": Bench.ledger_drain, "size": Bench.ledger_size}
 
 
@@ -254,6 +320,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--psql", required=True)
     parser.add_argument("--tools", required=True)
+    parser.add_argument("--admission-host", required=True)
     options = parser.parse_args()
     bench = Bench(options)
     print(f"{'':<14}{'baseline':>12}{'subject':>12} {'':<8}{'ratio':>7}  {'spread':<14} {'bound':<8}")

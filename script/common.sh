@@ -10,7 +10,7 @@
 
 supported_majors='15 16 17 18'
 build_packages=(gcc make libc6-dev libcurl4-openssl-dev rsync)
-test_packages=(perl libipc-run-perl python3 openssl nghttp2-proxy)
+test_packages=(perl libipc-run-perl python3 openssl nghttp2-proxy libfaketime)
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd /    # the cluster's user may be unable to read the checkout

@@ -31,13 +31,26 @@ SELECT ids[idx] AS ticket, response, model, cost_usd
   FROM asked, llm_complete_batch(prompts, 'low', model => 'demo-small')
  ORDER BY idx;
 
--- 4. An outage: the first choice answers 503 to everything. Nobody notices, but the row says what happened.
+-- 4. An outage: the first choice answers 503 to everything. Nobody notices, but the rows say what happened:
+-- after three failures the provider's circuit breaker opens, and it is not asked any more.
 
-INSERT INTO llm_models(provider, name, upstream_name, quality) VALUES ('local', 'demo-broken', 'status-503', 99);
-INSERT INTO llm_routing_rules(alias, model, rank) VALUES ('best', 'demo-broken', 10), ('best', 'demo-large', 20);
+INSERT INTO llm_providers(name, base_url, api_key, breaker_cooldown)
+VALUES ('shaky', :'base_url', 'env:DEMO_API_KEY', '1 s');
+INSERT INTO llm_models(provider, name, upstream_name) VALUES ('shaky', 'demo-first', 'status-503');
+INSERT INTO llm_routing_rules(alias, model, rank) VALUES ('best', 'demo-first', 10), ('best', 'demo-large', 20);
 UPDATE llm_error_policies SET backoff_ms = 100 WHERE error_class = 'overloaded';
-SELECT response, model, attempts, fallback FROM llm_complete_detail('Still there?', model => 'best');
-DELETE FROM llm_models WHERE name = 'demo-broken';
+SELECT response, provider, attempts, fallback
+  FROM generate_series(1, 4) n, llm_complete_detail('Still there, number ' || n || '?', model => 'best');
+SELECT provider, state, consecutive_failures, successes, failures FROM llm_provider_status;
+
+-- It works again. The worker finds out, by asking for its list of models, which is free.
+
+UPDATE llm_models SET upstream_name = NULL WHERE name = 'demo-first';
+SELECT pg_sleep(2);
+SELECT response, provider, attempts, fallback FROM llm_complete_detail('And now?', model => 'best');
+SELECT from_state, to_state, reason, error_class FROM llm_breaker_events ORDER BY event_id;
+DELETE FROM llm_models WHERE name = 'demo-first';
+DELETE FROM llm_providers WHERE name = 'shaky';
 
 -- 5. The bill: everything above is in the books, what failed and what is rolled back included.
 

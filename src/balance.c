@@ -442,6 +442,19 @@ weigh(Member *members, int n)
 	}
 }
 
+/*
+ * One that only a call can bring back, because no probe is sent there: without a
+ * turn of its own it would never get any.  Its breaker lets one call pass.
+ */
+static int
+first_due(const Member *members, int n)
+{
+	for (int i = 0; i < n; i++)
+		if (members[i].health.due)
+			return i;
+	return -1;
+}
+
 /* Finds out who is first and sets by what the others are ordered. */
 static int
 choose_first(Member *members, int n, LlmBalanceTurn turn)
@@ -449,6 +462,7 @@ choose_first(Member *members, int n, LlmBalanceTurn turn)
 	uint32		all = (1u << n) - 1;
 	uint32		closed = closed_members(members, n);
 	uint32		set = closed != 0 ? closed : all;
+	int			due = first_due(members, n);
 
 	weigh(members, n);
 	if (turn == LLMGW_TURN_DRAW)
@@ -461,13 +475,19 @@ choose_first(Member *members, int n, LlmBalanceTurn turn)
 		case LLMGW_BALANCE_ROUND_ROBIN:
 			if (turn != LLMGW_TURN_DRAW)
 				return first_in_turn(members, n, all, closed, turn);
+			if (due >= 0)
+				return due;
 			break;
 		case LLMGW_BALANCE_LEAST_BUSY:
+			if (due >= 0)
+				return due;
 			set = least_loaded(members, n, set);
 			if (turn != LLMGW_TURN_DRAW)
 				return first_in_turn(members, n, set, set, turn);
 			break;
 		case LLMGW_BALANCE_LOWEST_LATENCY:
+			if (due >= 0)
+				return due;
 			return faster_of_two(members, n, set);
 	}
 	return -1;
@@ -493,10 +513,19 @@ cmp_member(const void *a, const void *b)
 bool
 llmgw_balance(const LlmModel **models, int n, LlmBalanceTurn turn)
 {
-	Member	   *members = palloc0(sizeof(Member) * Max(n, 1));
+	Member	   *members;
 	int			weighty = 0;
 	int			last = n;
 	bool		any_closed = false;
+
+	if (n == 1)
+	{
+		LlmHealth	health;
+
+		llmgw_endpoint_health(models[0]->provider, &health);
+		return health.closed;
+	}
+	members = palloc0(sizeof(Member) * Max(n, 1));
 
 	/* those of weight 0 behind the others, each kind as it comes */
 	for (int i = 0; i < n; i++)
@@ -529,8 +558,7 @@ llmgw_balance(const LlmModel **models, int n, LlmBalanceTurn turn)
 		if (first >= 0)
 			members[first].place = PLACE_FIRST;
 	}
-	if (n > 1)
-		qsort(members, n, sizeof(Member), cmp_member);
+	qsort(members, n, sizeof(Member), cmp_member);
 	for (int i = 0; i < n; i++)
 		models[i] = members[i].model;
 	pfree(members);

@@ -32,7 +32,8 @@
  * One whose breaker is not closed keeps its turns: the calls skip it and count
  * as fallbacks.  Who gets those is the second list of lags, of what each of the
  * others has served; it does not catch up there, either.  least_busy and
- * lowest_latency ask it after the others.
+ * lowest_latency ask it after the others, but first when its time has come and
+ * only a call can find out how it is.
  *
  * SHARED STATE
  *

@@ -130,12 +130,13 @@ park(LlmBreaker *breaker, LlmBreakerReason reason, uint64 mark, LlmInstant until
 	breaker->probe_at = Max(breaker->probe_at, until);
 }
 
-/* When somebody may probe it who asks like that. */
-static LlmInstant
-may_probe_at(const LlmBreaker *breaker, LlmBreakerAsk who)
+LlmInstant
+llmgw_breaker_may_probe_at(const LlmBreaker *breaker, LlmBreakerAsk who)
 {
 	LlmInstant	at = breaker->probe_at;
 
+	if (breaker->state == LLMGW_BREAKER_CLOSED)
+		return LLMGW_NEVER;
 	if (breaker->state == LLMGW_BREAKER_HALF_OPEN)
 		at = Max(at, breaker->probe_until);
 
@@ -168,7 +169,7 @@ llmgw_breaker_ask(LlmBreaker *breaker, LlmBreakerAsk who, uint64 mark, int64 pro
 	}
 	else if (who == LLMGW_ASK_FORCE && !is_parked(breaker))
 		answer = LLMGW_BREAKER_PASS;
-	else if (who != LLMGW_ASK_FORCE && now >= may_probe_at(breaker, who))
+	else if (who != LLMGW_ASK_FORCE && now >= llmgw_breaker_may_probe_at(breaker, who))
 	{
 		answer = LLMGW_BREAKER_PROBE;
 		if (!peek)

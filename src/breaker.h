@@ -130,6 +130,12 @@ extern LlmBreakerAnswer llmgw_breaker_ask(LlmBreaker *breaker, LlmBreakerAsk who
 										  uint64 mark, int64 probe_us, LlmInstant now,
 										  bool peek, LlmBreakerPass *pass);
 
+/*
+ * When somebody may probe it who asks like that, LLMGW_ASK_FORCE apart;
+ * LLMGW_NEVER: it is closed, or that one may not.
+ */
+extern LlmInstant llmgw_breaker_may_probe_at(const LlmBreaker *breaker, LlmBreakerAsk who);
+
 /* What became of what was sent. */
 typedef enum LlmBreakerOutcome
 {

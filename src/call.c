@@ -367,12 +367,38 @@ describe_inputs(LlmCall *call, LlmRouteQuery *query)
 	query->characters = call->characters;
 }
 
+void
+llmgw_call_route(LlmCall *call, bool peek)
+{
+	const LlmSpec *spec = call->spec;
+	LlmRouteQuery query = {0};
+	const LlmCandidate *first;
+
+	query.model = spec->model;
+	query.task = spec->task;
+	query.min_tier = spec->min_tier;
+	query.role = spec->role;
+	query.tags = spec->tags;
+	query.max_tokens = spec->max_tokens;
+	query.only_model = spec->only_model;
+	query.peek = peek;
+	if (call->inputs != NULL)
+		describe_inputs(call, &query);
+	else
+		describe_messages(call, &query);
+	llmgw_route(spec->config, &query, &call->route);
+	if (call->preferred != NULL)
+		llmgw_route_prefer(&call->route, call->preferred);
+	first = llmgw_route_first(&call->route);
+	if (first != NULL)
+		call->estimate = first->estimate;
+}
+
 bool
 llmgw_call_start(LlmCall *call, dlist_head *ready_list)
 {
 	const LlmSpec *spec = call->spec;
 	MemoryContext old = MemoryContextSwitchTo(call->context);
-	LlmRouteQuery query = {0};
 	bool		done;
 
 	Assert(call->state == LLMGW_CALL_NEW);
@@ -389,36 +415,15 @@ llmgw_call_start(LlmCall *call, dlist_head *ready_list)
 		if (reason != NULL)
 			llmgw_call_fail(call, LLMGW_NO_CANDIDATE, reason);
 		done = reason != NULL || llmgw_call_next(call);
-		MemoryContextSwitchTo(old);
-		return done;
 	}
-
-	query.model = spec->model;
-	query.task = spec->task;
-	query.min_tier = spec->min_tier;
-	query.role = spec->role;
-	query.tags = spec->tags;
-	query.max_tokens = spec->max_tokens;
-	query.only_model = spec->only_model;
-	query.peek = call->preferred != NULL;	/* its place is settled */
-	if (call->inputs != NULL)
-		describe_inputs(call, &query);
 	else
-		describe_messages(call, &query);
-	llmgw_call_describe(call);
-	llmgw_route(spec->config, &query, &call->route);
-	if (call->preferred != NULL)
-		llmgw_route_prefer(&call->route, call->preferred);
-	for (int i = 0; i < call->route.ncandidates; i++)
 	{
-		if (call->route.candidates[i].dropped == NULL)
-		{
-			call->estimate = call->route.candidates[i].estimate;
-			break;
-		}
-	}
+		llmgw_call_describe(call);
 
-	done = llmgw_call_next(call);
+		/* a place that is settled takes no turn */
+		llmgw_call_route(call, call->preferred != NULL);
+		done = llmgw_call_next(call);
+	}
 	MemoryContextSwitchTo(old);
 	return done;
 }

@@ -129,6 +129,9 @@ typedef struct LlmCall
 	int			current;		/* candidate being tried */
 	LlmAdmission admission;		/* what is held, or waited for, at an endpoint */
 	int64		queued_us;		/* it has waited for room in all */
+	int64		noted_queued_us;	/* of that, what the ledger knows of */
+	int64		paused_us;		/* of that, because the provider asked for it */
+	LlmInstant	paused_at;		/* since when it does; 0: it does not */
 	const LlmModel *forced;		/* that it is sent to past an open breaker;
 								 * NULL: to none yet */
 	LlmWording	wording;		/* of the current candidate's request */
@@ -200,6 +203,13 @@ typedef struct LlmCall
 extern LlmCall *llmgw_call_create(MemoryContext parent, const LlmSpec *spec,
 								  const char *prompt);
 
+/*
+ * Finds the candidates, and with the first of them the estimate.  A call that is
+ * only looked at, with peek, needs no more than context, spec and prompt: it need
+ * not be created, and is never started.
+ */
+extern void llmgw_call_route(LlmCall *call, bool peek);
+
 /* Ready lists must outlive the call. */
 extern bool llmgw_call_start(LlmCall *call, dlist_head *ready_list);
 extern bool llmgw_call_advance(LlmCall *call);
@@ -215,6 +225,9 @@ extern int	llmgw_call_attempts(const LlmCall *call);
 
 /* DETAIL of its error, a line for each attempt or candidate; NULL: none */
 extern char *llmgw_call_detail(const LlmCall *call);
+
+/* The error of a call whose route has no candidate that may answer. */
+extern LlmErrorClass llmgw_call_no_candidate(const LlmCall *call, const char **message);
 
 /* why a candidate was not asked, palloc'd */
 extern char *llmgw_call_refusal(const LlmCall *call, const LlmCandidate *candidate);
@@ -246,7 +259,8 @@ typedef struct LlmFailure
 	bool		timed_out_whole;	/* the call's own time is over */
 	bool		hopeless;		/* trying again cannot help */
 	bool		reword;			/* it is to be asked again in other words */
-	int64		retry_after_ms; /* the provider wants a pause; 0: it did not say */
+	int64		retry_after_ms; /* the provider wants a pause; 0: it did not
+								 * say */
 } LlmFailure;
 
 /*

@@ -56,6 +56,25 @@ llmgw_call_end_stopped(LlmCall *call)
 						a->model->provider->name, a->message));
 }
 
+LlmErrorClass
+llmgw_call_no_candidate(const LlmCall *call, const char **message)
+{
+	*message = "no model can answer this call";
+	if (call->route.unknown_model)
+		*message = psprintf("model \"%s\" does not exist", call->spec->model);
+	else if (call->route.below_tier)
+	{
+		*message = psprintf("no model of tier \"%s\" or better can answer this call",
+							call->spec->min_tier->name);
+		return LLMGW_BUDGET;
+	}
+	else if (call->spec->config->nproviders == 0)
+		*message = "no provider is configured";
+	else if (call->spec->config->nmodels == 0)
+		*message = "no model is configured";
+	return LLMGW_NO_CANDIDATE;
+}
+
 /*
  * No candidate is left.  When every attempt ended alike, that is the error;
  * otherwise only that all failed can be said.
@@ -71,20 +90,10 @@ llmgw_call_end_failed(LlmCall *call)
 
 	if (call->nattempts == 0)
 	{
-		const char *message = "no model can answer this call";
+		const char *message;
 
-		if (call->route.unknown_model)
-			message = psprintf("model \"%s\" does not exist", call->spec->model);
-		else if (call->route.below_tier)
-			return end(call, LLMGW_BUDGET, llmgw_error_class_sqlstate(LLMGW_BUDGET),
-					   psprintf("no model of tier \"%s\" or better can answer this call",
-								call->spec->min_tier->name));
-		else if (call->spec->config->nproviders == 0)
-			message = "no provider is configured";
-		else if (call->spec->config->nmodels == 0)
-			message = "no model is configured";
-		return end(call, LLMGW_NO_CANDIDATE,
-				   llmgw_error_class_sqlstate(LLMGW_NO_CANDIDATE), message);
+		error = llmgw_call_no_candidate(call, &message);
+		return end(call, error, llmgw_error_class_sqlstate(error), message);
 	}
 
 	error = call->attempts[0].error;
@@ -235,8 +244,12 @@ llmgw_call_append_attempts(const LlmCall *call, StringInfo buf)
 char *
 llmgw_call_refusal(const LlmCall *call, const LlmCandidate *candidate)
 {
-	char	   *problem = llmgw_endpoint_problem(candidate->model->provider,
-												 call->spec->priority->rank, 0);
+	LlmUsage	expected;
+	char	   *problem;
+
+	llmgw_cost_expect(candidate->model, call->characters, call->spec->max_tokens, &expected);
+	problem = llmgw_endpoint_problem(candidate->model->provider, call->spec->priority->rank,
+									 expected.input + expected.output);
 
 	/* it may have ended since */
 	if (problem == NULL)

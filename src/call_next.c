@@ -8,11 +8,13 @@
  * call now (endpoint.h).  The first that does gets it.
  *
  * One that has no room now may have some soon.  A call waits there for as long
- * as the policy of rate_limit backs off, before it goes to another model; another
- * provider of the same model is as good, and is asked at once.  Where there is
- * nothing else it waits until its deadline, at most MAX_WAIT_MS.  One whose
- * breaker is open is skipped; when nothing else is left, the one whose probe is
- * nearest gets the call all the same.
+ * as the policy of rate_limit backs off, but at most half of the time that it
+ * has, before it goes to another model; another provider of the same model is as
+ * good, and is asked at once.  Where there is nothing else it waits until its
+ * deadline: for the places and the minutes of the provider's row however long
+ * that takes, as for a lock, and for a provider that asks for pauses at most
+ * MAX_WAIT_MS in all.  One whose breaker is open is skipped; when nothing else is
+ * left, the one whose probe is nearest gets the call all the same.
  *
  *-------------------------------------------------------------------------
  */
@@ -22,9 +24,8 @@
 #include "utils/memutils.h"
 
 #include "call.h"
-#include "secret.h"
 
-/* longest wait for a provider that asks for a pause, or has no room */
+/* longest wait for a provider that asks for pauses, and of a probe */
 #define MAX_WAIT_MS			60000
 
 /* the same where another candidate is left */
@@ -43,40 +44,6 @@ static LlmCandidate *
 current_candidate(LlmCall *call)
 {
 	return &call->route.candidates[call->current];
-}
-
-/*
- * Finds the key of a candidate.  False with a reason when there should be one
- * but it cannot be used.
- */
-static bool
-find_key(const LlmProvider *p, const char **key, char **reason)
-{
-	*key = NULL;
-	switch (p->key_ref.kind)
-	{
-		case LLMGW_SECRET_NONE:
-			return true;
-		case LLMGW_SECRET_ENV:
-			*key = llmgw_secret_from_env(p->key_ref.name, reason);
-			return *key != NULL;
-		case LLMGW_SECRET_STORED:
-			if (p->stored_secret == NULL)
-				*reason = psprintf("secret \"%s\" does not exist", p->key_ref.name);
-			else if (p->secret_host != NULL &&
-					 strcmp(p->secret_host, p->url.host) != 0 &&
-					 strcmp(p->secret_host, psprintf(strchr(p->url.host, ':') ? "[%s]:%d" : "%s:%d",
-													 p->url.host, p->url.port)) != 0)
-				*reason = psprintf("secret \"%s\" is for host \"%s\" only",
-								   p->key_ref.name, p->secret_host);
-			else
-				*key = p->stored_secret;
-			return *key != NULL;
-		case LLMGW_SECRET_FILE:
-			*key = llmgw_secret_from_file(p->key_ref.name, reason);
-			return *key != NULL;
-	}
-	return false;
 }
 
 /* The key of a candidate cannot be read: it has failed without an attempt. */
@@ -99,19 +66,15 @@ static void
 give_up_waiting(LlmCall *call, LlmCandidate *c)
 {
 	LlmAttempt *a;
-	int64		rest_ms = c->refusal.until == LLMGW_NEVER ? -1 :
-	(c->refusal.until - llmgw_now()) / 1000;
-	const char *what = c->refusal.by_provider ? "the provider wants a pause" :
-	"its limits leave no room";
+	char	   *problem;
 
 	llmgw_endpoint_abandon(&call->admission);
+	problem = llmgw_call_refusal(call, c);
 	c->spent = true;
 	call->current = c - call->route.candidates;
 	a = llmgw_call_add_attempt(call);
 	a->error = LLMGW_RATE_LIMIT;
-	a->message = rest_ms > 0 ?
-		psprintf("%s for another " INT64_FORMAT " ms", what, rest_ms) :
-		psprintf("%s", what);
+	a->message = MemoryContextStrdup(call->context, problem);
 }
 
 /* what an admission is asked for */
@@ -145,17 +108,31 @@ send_to(LlmCall *call, LlmCandidate *c, LlmInstant waited_since)
 	return llmgw_call_send(call);
 }
 
-/* How long it may wait at a candidate, in microseconds, given what else there is. */
-static int64
-patience_us(const LlmCall *call, const LlmCandidate *c, bool alternatives)
+/*
+ * Until when it may wait at a candidate where it has waited since then, given
+ * what else there is: another model needs time to answer, too.
+ */
+static LlmInstant
+patience_ends(const LlmCall *call, const LlmCandidate *c, LlmInstant since, LlmInstant now,
+			  bool alternatives)
 {
 	const LlmPolicy *policy;
+	LlmInstant	end = LLMGW_NEVER;
 
 	if (!alternatives)
-		return INT64CONST(1000) * MAX_WAIT_MS;
+	{
+		if (call->spec->probe != NULL)
+			end = llmgw_after_ms(since, MAX_WAIT_MS);
+		else if (c->refusal.by_provider)
+			end = now + INT64CONST(1000) * MAX_WAIT_MS - call->paused_us;
+		return Min(end, call->deadline);
+	}
 	policy = llmgw_config_policy(call->spec->config, LLMGW_RATE_LIMIT,
 								 c->model->provider->name);
-	return INT64CONST(1000) * Min(policy->backoff_ms, MAX_WAIT_BESIDE_MS);
+	end = since + INT64CONST(1000) * Min(policy->backoff_ms, MAX_WAIT_BESIDE_MS);
+	if (call->deadline != LLMGW_NEVER)
+		end = Min(end, since + Max(call->deadline - since, 0) / 2);
+	return end;
 }
 
 /* Whether it makes sense to wait on at a candidate that has no room now. */
@@ -163,9 +140,8 @@ static bool
 may_wait(const LlmCall *call, const LlmCandidate *c, LlmInstant since, LlmInstant now,
 		 bool alternatives)
 {
-	LlmInstant	end = since + patience_us(call, c, alternatives);
+	LlmInstant	end = patience_ends(call, c, since, now, alternatives);
 
-	end = Min(end, call->deadline);
 	return now < end && (c->refusal.until == LLMGW_NEVER || c->refusal.until <= end);
 }
 
@@ -181,8 +157,8 @@ wait_for(LlmCall *call, LlmCandidate *c, LlmInstant since, bool alternatives)
 	llmgw_endpoint_wait(&call->admission, &query);
 	at = now + (LlmInstant) (LOOK_US * (0.8 + 0.4 * pg_prng_double(&pg_global_prng_state)));
 	at = Min(at, c->refusal.until);
-	at = Min(at, since + patience_us(call, c, alternatives));
-	at = Min(at, call->deadline);
+	at = Min(at, patience_ends(call, c, since, now, alternatives));
+	call->paused_at = c->refusal.by_provider ? now : 0;
 	call->state = LLMGW_CALL_QUEUED;
 	llmgw_timer_set(&call->timer, Max(at, now + 1000));
 	return false;
@@ -208,7 +184,6 @@ static bool
 look_around(LlmCall *call, LlmCandidate **later, LlmCandidate **open, bool *ended)
 {
 	LlmInstant	waited_since = call->admission.queued_at;
-	LlmInstant	now = llmgw_now();
 
 	*later = NULL;
 	*open = NULL;
@@ -225,10 +200,14 @@ look_around(LlmCall *call, LlmCandidate **later, LlmCandidate **open, bool *ende
 				continue;
 
 			/* it has patience with that one: only the same model will do */
-			if (*later != NULL && strcmp((*later)->model->name, c->model->name) != 0 &&
-				may_wait(call, *later, waited_since ? waited_since : now, now, true))
-				continue;
-			if (!find_key(c->model->provider, &call->wire.api_key, &reason))
+			if (*later != NULL && strcmp((*later)->model->name, c->model->name) != 0)
+			{
+				LlmInstant	now = llmgw_now();
+
+				if (may_wait(call, *later, waited_since ? waited_since : now, now, true))
+					continue;
+			}
+			if (!llmgw_config_key(c->model->provider, &call->wire.api_key, &reason))
 			{
 				if (key_unreadable(call, c, reason))
 				{
@@ -282,14 +261,20 @@ static bool
 force(LlmCall *call, LlmCandidate *c, bool *ended)
 {
 	LlmAdmitQuery query;
+	LlmAdmit	answer;
 	char	   *reason = NULL;
 
-	if (!find_key(c->model->provider, &call->wire.api_key, &reason))
+	if (!llmgw_config_key(c->model->provider, &call->wire.api_key, &reason))
 		return false;
 	describe_query(call, c, &query);
 	query.who = LLMGW_ASK_FORCE;
-	c->refused = llmgw_endpoint_admit(&call->admission, &query, &c->refusal);
-	if (c->refused != LLMGW_ADMITTED)
+	answer = llmgw_endpoint_admit(&call->admission, &query, &c->refusal);
+
+	/* nobody queues up for a provider that is down: it stays refused for that */
+	if (answer == LLMGW_ADMIT_LATER)
+		return false;
+	c->refused = answer;
+	if (answer != LLMGW_ADMITTED)
 		return false;
 	*ended = send_to(call, c, 0);
 	return true;
@@ -316,6 +301,36 @@ blame_refusals(LlmCall *call)
 	}
 }
 
+/*
+ * The call's time is over while it waited, in a queue or after a failure.  A
+ * request that cannot be waited for would be paid all the same.
+ */
+static bool
+out_of_time(LlmCall *call)
+{
+	if (call->state == LLMGW_CALL_BACKOFF)
+	{
+		llmgw_call_fail(call, LLMGW_TIMEOUT,
+						psprintf("the call was not done within its %d ms (timeout_ms)",
+								 call->spec->timeout_ms));
+		return true;
+	}
+	if (call->admission.queued_at != 0)
+		call->queued_us += llmgw_now() - call->admission.queued_at;
+	for (int i = 0; i < call->route.ncandidates; i++)
+	{
+		LlmCandidate *c = &call->route.candidates[i];
+
+		if (is_left(call, c) && c->refused == LLMGW_ADMIT_LATER)
+		{
+			give_up_waiting(call, c);
+			break;
+		}
+	}
+	llmgw_endpoint_abandon(&call->admission);
+	return llmgw_call_end_failed(call);
+}
+
 bool
 llmgw_call_next(LlmCall *call)
 {
@@ -324,6 +339,12 @@ llmgw_call_next(LlmCall *call)
 	LlmInstant	since = call->admission.queued_at;
 	bool		ended;
 
+	if (call->paused_at != 0)
+		call->paused_us += llmgw_now() - call->paused_at;
+	call->paused_at = 0;
+	if ((call->state == LLMGW_CALL_QUEUED || call->state == LLMGW_CALL_BACKOFF) &&
+		llmgw_now() >= call->deadline)
+		return out_of_time(call);
 	for (;;)
 	{
 		if (look_around(call, &later, &open, &ended))

@@ -94,7 +94,8 @@ llmgw_call_note_attempt(LlmCall *call)
 	call->request.estimate = call->estimate;
 	a.number = call->nnoted + 1;
 	a.started_at = a.number == 1 ? call->request.created_at : GetCurrentTimestamp();
-	a.queued_us = call->queued_us;
+	a.queued_us = call->queued_us - call->noted_queued_us;
+	call->noted_queued_us = call->queued_us;
 	a.provider = c->model->provider->name;
 	a.model = c->model->name;
 	a.model_tier = c->model->tier->name;
@@ -145,6 +146,29 @@ last_outcome(LlmCall *call)
 	return call->has_outcome ? &call->outcome : NULL;
 }
 
+/* The first candidate, if nothing was sent to it. */
+static void
+say_passed_over(const LlmCall *call, LlmResult *r)
+{
+	const LlmCandidate *first = llmgw_route_first(&call->route);
+
+	if (first == NULL)
+		return;
+	for (int i = 0; i < call->nattempts; i++)
+	{
+		if (call->attempts[i].model != first->model)
+			continue;
+		if (call->attempts[i].sent)
+			return;
+		r->passed_over_class = call->attempts[i].error;
+	}
+	if (r->passed_over_class == LLMGW_OK && first->refused != LLMGW_ADMITTED)
+		r->passed_over_class = first->refused == LLMGW_ADMIT_LATER ? LLMGW_RATE_LIMIT :
+			LLMGW_UNAVAILABLE;
+	if (r->passed_over_class != LLMGW_OK)
+		r->passed_over = first->model->provider->name;
+}
+
 void
 llmgw_call_record_end(LlmCall *call)
 {
@@ -167,6 +191,7 @@ llmgw_call_record_end(LlmCall *call)
 	r.latency_us = call->latency_us;
 	r.ttft_us = call->ttft_us;
 	r.queue_us = call->queued_us;
+	say_passed_over(call, &r);
 	if (call->response != NULL && llmgw_log_content && call->inputs == NULL)
 		llmgw_ledger_response(&call->entry, call->request_id, call->response);
 	llmgw_ledger_end(&call->entry, call->request_id, &call->request,

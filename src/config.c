@@ -177,3 +177,33 @@ llmgw_config_policy(const LlmConfig *config, LlmErrorClass error_class,
 			return &config->provider_policies[i].policy;
 	return &config->policies[error_class];
 }
+
+bool
+llmgw_config_key(const LlmProvider *p, const char **key, char **reason)
+{
+	*key = NULL;
+	switch (p->key_ref.kind)
+	{
+		case LLMGW_SECRET_NONE:
+			return true;
+		case LLMGW_SECRET_ENV:
+			*key = llmgw_secret_from_env(p->key_ref.name, reason);
+			return *key != NULL;
+		case LLMGW_SECRET_STORED:
+			if (p->stored_secret == NULL)
+				*reason = psprintf("secret \"%s\" does not exist", p->key_ref.name);
+			else if (p->secret_host != NULL &&
+					 strcmp(p->secret_host, p->url.host) != 0 &&
+					 strcmp(p->secret_host, psprintf(strchr(p->url.host, ':') ? "[%s]:%d" : "%s:%d",
+													 p->url.host, p->url.port)) != 0)
+				*reason = psprintf("secret \"%s\" is for host \"%s\" only",
+								   p->key_ref.name, p->secret_host);
+			else
+				*key = p->stored_secret;
+			return *key != NULL;
+		case LLMGW_SECRET_FILE:
+			*key = llmgw_secret_from_file(p->key_ref.name, reason);
+			return *key != NULL;
+	}
+	return false;
+}

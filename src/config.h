@@ -72,6 +72,8 @@ typedef struct LlmProvider
 
 	/* learned: where its slot was last seen; see endpoint.h */
 	struct LlmEndpoint *endpoint;
+	uint64		no_endpoint;	/* it had none when so many had been taken,
+								 * plus one; 0: not known */
 } LlmProvider;
 
 typedef struct LlmTier
@@ -211,6 +213,12 @@ extern const LlmTier *llmgw_config_tier(const LlmConfig *config, const char *nam
 extern const LlmTask *llmgw_config_task(const LlmConfig *config, const char *name);
 extern const LlmPolicy *llmgw_config_policy(const LlmConfig *config, LlmErrorClass error_class,
 											const char *provider);
+
+/*
+ * Finds the key of a provider; NULL where it needs none.  False with a reason when
+ * there should be one but it cannot be used.
+ */
+extern bool llmgw_config_key(const LlmProvider *provider, const char **key, char **reason);
 
 /*
  * Tells this session at its next command, and others at commit, that a

@@ -312,7 +312,13 @@ llmgw_read_provider(LlmConfig *config, LlmConfigRow *row, void *items, int i)
 	p->breaker.window_us = (int64) ms_column(row, "breaker_window", 0) * 1000;
 	p->breaker.cooldown_us = (int64) ms_column(row, "breaker_cooldown", 0) * 1000;
 	read_probe(row, p);
-	p->fingerprint = hash_text(hash_text(hash_text(0, p->kind), p->base_url), p->api_key);
+
+	/*
+	 * what was known before DROP EXTENSION is of no meaning after CREATE
+	 * EXTENSION
+	 */
+	p->fingerprint = hash_text(hash_text(hash_text(config->extension, p->kind), p->base_url),
+							   p->api_key);
 	p->row_mark = row_mark(row);
 }
 

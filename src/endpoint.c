@@ -7,7 +7,8 @@
  * provider's struct remembers the slot, which says itself whose it is.
  *
  * The table is searched from its beginning.  Lookups are rare, and
- * llm_gateway.max_providers is a few hundred.
+ * llm_gateway.max_providers is a few hundred.  That there is none is remembered,
+ * too, until some slot gets another owner.
  *
  *-------------------------------------------------------------------------
  */
@@ -58,6 +59,7 @@ init_slot(LlmEndpoint *slot)
 	llmgw_limiter_init(&slot->limiter);
 	pg_atomic_init_u32(&slot->in_flight, 0);
 	pg_atomic_init_u32(&slot->closed, 1);
+	pg_atomic_init_u64(&slot->due_at, LLMGW_NEVER);
 	pg_atomic_init_u64(&slot->latency_us, 0);
 	pg_atomic_init_u64(&slot->failure_ppm, 0);
 	pg_atomic_init_u64(&slot->settled_at, 0);
@@ -71,6 +73,7 @@ endpoint_init(void *part)
 
 	pg_atomic_init_u64(&shared->overflows, 0);
 	pg_atomic_init_u64(&shared->nevents, 0);
+	pg_atomic_init_u64(&shared->taken, 0);
 	SpinLockInit(&shared->mutex);
 	shared->nslots = llmgw_max_providers;
 	for (int i = 0; i < shared->nslots; i++)
@@ -154,6 +157,7 @@ clear_slot(LlmEndpoint *slot)
 	llmgw_limiter_init(&slot->limiter);
 	pg_atomic_write_u32(&slot->in_flight, 0);
 	pg_atomic_write_u32(&slot->closed, 1);
+	pg_atomic_write_u64(&slot->due_at, LLMGW_NEVER);
 	pg_atomic_write_u64(&slot->latency_us, 0);
 	pg_atomic_write_u64(&slot->failure_ppm, 0);
 	pg_atomic_write_u64(&slot->settled_at, 0);
@@ -271,6 +275,7 @@ lock_created(const LlmProvider *provider)
 		LWLockAcquire(&slot->lock, LW_EXCLUSIVE);
 	else if ((slot = take_slot()) != NULL)
 	{
+		pg_atomic_fetch_add_u64(&llmgw_endpoints->taken, 1);
 		slot->database = MyDatabaseId;
 		slot->name_hash = name_hash;
 		slot->fingerprint = provider->fingerprint;
@@ -289,12 +294,17 @@ llmgw_endpoint_lock(const LlmProvider *provider, bool create)
 
 	if (slot == NULL || !llmgw_endpoint_relock(slot, provider))
 	{
+		LlmProvider *learned = unconstify(LlmProvider *, provider);
+		uint64		none = pg_atomic_read_u64(&llmgw_endpoints->taken) + 1;
+
+		/* a fallback that was never needed is asked for with each call */
+		if (slot == NULL && !create && provider->no_endpoint == none)
+			return NULL;
 		slot = lock_found(provider);
 		if (slot == NULL && create)
 			slot = lock_created(provider);
-
-		/* learned; see config.h */
-		((LlmProvider *) provider)->endpoint = slot;
+		learned->endpoint = slot;
+		learned->no_endpoint = slot == NULL ? none : 0;
 	}
 	if (slot != NULL && create)
 	{
@@ -305,13 +315,14 @@ llmgw_endpoint_lock(const LlmProvider *provider, bool create)
 }
 
 bool
-llmgw_endpoint_note_change(LlmEndpoint *slot, const LlmBreaker *before,
+llmgw_endpoint_note_change(LlmEndpoint *slot, const LlmBreakerBefore *before,
 						   LlmErrorClass error, const char *message)
 {
 	const LlmBreaker *after = &slot->breaker;
 	LlmBreakerEvent *event;
 
 	pg_atomic_write_u32(&slot->closed, after->state == LLMGW_BREAKER_CLOSED);
+	pg_atomic_write_u64(&slot->due_at, llmgw_breaker_may_probe_at(after, LLMGW_ASK_CALL));
 	if (after->state == before->state &&
 		(after->state == LLMGW_BREAKER_CLOSED || after->reason == before->reason))
 		return false;

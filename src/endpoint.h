@@ -102,7 +102,9 @@ typedef struct LlmRefusal
 {
 	LlmInstant	until;			/* when that may end; LLMGW_NEVER: not by time */
 	LlmBreakerReason reason;	/* of OPEN and STOPPED */
-	bool		by_provider;	/* LATER: the provider asked for the pause */
+	bool		by_provider;	/* LATER: not one of our limits, but the
+								 * provider asked for a pause, which lasts or
+								 * has just ended */
 } LlmRefusal;
 
 /*
@@ -150,6 +152,8 @@ typedef struct LlmHealth
 {
 	bool		known;			/* it has a slot */
 	bool		closed;
+	bool		due;			/* it is not, and waits for a call to find out
+								 * how it is */
 	int			in_flight;
 	int64		latency_us;		/* decaying mean of what succeeded; 0: none
 								 * yet */
@@ -164,6 +168,14 @@ extern void llmgw_endpoint_health(const LlmProvider *provider, LlmHealth *health
  * DETAIL, palloc'd; NULL: it would.  Changes nothing.
  */
 extern char *llmgw_endpoint_problem(const LlmProvider *provider, int rank, int64 tokens);
+
+/* endpoint_look.c */
+
+/*
+ * What llmgw_endpoint_admit() would answer at this moment.  Changes nothing; the
+ * query's ready is not looked at.
+ */
+extern LlmAdmit llmgw_endpoint_look(const LlmAdmitQuery *query, LlmRefusal *refusal);
 
 /* endpoint_status.c: for operators */
 
@@ -238,17 +250,20 @@ typedef struct LlmProbeDue
 	uint64		fingerprint;
 	LlmInstant	at;				/* from when */
 	bool		steady;			/* not broken: only idle for idle_us */
+	bool		check;			/* not to be probed: only whether a row stands
+								 * for it is to be found out */
 } LlmProbeDue;
 
 /*
- * The endpoints of this database with a breaker that will want a probe and, with
- * idle_us > 0, those that nobody has used for that long, palloc'd; by time.
+ * The endpoints of this database with a breaker that will want a probe, or that
+ * nobody probes and nobody has used for a while, and, with idle_us > 0, those that
+ * nobody has used for that long, palloc'd; by time.
  */
 extern LlmProbeDue *llmgw_endpoint_probes(int64 idle_us, int *n);
 
 /*
  * Forgets an endpoint that no row stands for any more, unless it is in use: its
- * breaker would be probed for ever.
+ * breaker would be probed for ever, or keep its slot for ever.
  */
 extern void llmgw_endpoint_drop(const char *provider, uint64 fingerprint);
 

@@ -38,6 +38,12 @@
 /* no provider keeps us waiting for longer than that without asking again */
 #define LONGEST_PAUSE		INT64CONST(60000000)
 
+/*
+ * No provider keeps its breaker open for longer than that without being probed
+ * again: some send nonsense, and it may be well long before.
+ */
+#define LONGEST_RETRY_AFTER	INT64CONST(3600000000)
+
 /* Of this process: admissions with room, and those that want some. */
 static dlist_head holders = DLIST_STATIC_INIT(holders);
 static dlist_head waiting = DLIST_STATIC_INIT(waiting);
@@ -201,8 +207,8 @@ take_room(LlmAdmission *admission, const LlmAdmitQuery *query, LlmEndpoint *slot
 	return false;
 }
 
-static uint64
-mark_of(const LlmAdmitQuery *query)
+uint64
+llmgw_endpoint_mark(const LlmAdmitQuery *query)
 {
 	uint64		key = query->key == NULL ? 0 :
 	hash_bytes_extended((const unsigned char *) query->key, strlen(query->key), 0);
@@ -252,11 +258,11 @@ llmgw_endpoint_admit(LlmAdmission *admission, const LlmAdmitQuery *query, LlmRef
 	const LlmProvider *provider = query->provider;
 	LlmAdmission elsewhere = {0};
 	LlmAdmission *here = admission;
-	uint64		mark = mark_of(query);
+	uint64		mark = llmgw_endpoint_mark(query);
 	LlmBreakerAsk who = llmgw_endpoint_ask(provider, query->who);
 	int64		probe_us = llmgw_endpoint_probe_us(provider);
 	LlmEndpoint *slot;
-	LlmBreaker	before;
+	LlmBreakerBefore before;
 	LlmBreakerAnswer answer;
 	LlmInstant	now;
 	LlmInstant	key;
@@ -280,9 +286,9 @@ llmgw_endpoint_admit(LlmAdmission *admission, const LlmAdmitQuery *query, LlmRef
 		return LLMGW_ADMITTED;
 	}
 
-	now = llmgw_now();
+	now = slot->last_used;
 	key = key_of(query, admission->queued_at != 0 ? admission->queued_at : now);
-	before = slot->breaker;
+	before = llmgw_endpoint_before(slot);
 
 	/*
 	 * The breaker is asked first without taking its pass, then for room, and
@@ -299,8 +305,14 @@ llmgw_endpoint_admit(LlmAdmission *admission, const LlmAdmitQuery *query, LlmRef
 	}
 	else if (!take_room(here, query, slot, key, now, &refusal->until, &wake))
 	{
+		LlmInstant	ignored;
+		LlmObstacle obstacle = llmgw_limiter_obstacle(&slot->limiter, LLMGW_WAITERS,
+													  &provider->limits, key, query->tokens,
+													  now, &ignored);
+
 		result = LLMGW_ADMIT_LATER;
-		refusal->by_provider = slot->limiter.limited_until > now;
+		refusal->by_provider = obstacle == LLMGW_OBSTACLE_PAUSE ||
+			obstacle == LLMGW_OBSTACLE_EASING;
 
 		/* a place that was lost, since nobody was here when it was our turn */
 		if (here->waiter != 0 && !LLMGW_WAITERS[here->waiter - 1].queued)
@@ -367,7 +379,7 @@ llmgw_endpoint_wait(LlmAdmission *admission, const LlmAdmitQuery *query)
 		return;
 	}
 
-	now = llmgw_now();
+	now = slot->last_used;
 	if (admission->provider == NULL)
 	{
 		admission->provider = query->provider;
@@ -412,14 +424,15 @@ llmgw_endpoint_settle(LlmAdmission *admission, const LlmSettlement *settlement)
 	if (slot != NULL && llmgw_endpoint_relock(slot, admission->provider))
 	{
 		LlmInstant	now = llmgw_now();
-		LlmBreaker	before = slot->breaker;
-		int64		retry_after_ms = Min(Max(settlement->retry_after_ms, 0), PG_INT32_MAX);
+		LlmBreakerBefore before = llmgw_endpoint_before(slot);
+		int64		retry_after_us = Min(Max(settlement->retry_after_ms, 0),
+										 LONGEST_RETRY_AFTER / 1000) * 1000;
 		int64		pause = pause_of(settlement);
 		int			wake;
 
 		slot->last_used = now;
 		llmgw_breaker_result(&slot->breaker, &admission->provider->breaker, &admission->pass,
-							 settlement->outcome, admission->mark, retry_after_ms * 1000, now);
+							 settlement->outcome, admission->mark, retry_after_us, now);
 		llmgw_endpoint_learn(slot, settlement, now);
 		if (admission->probes && settlement->outcome != LLMGW_OUTCOME_NONE)
 		{
@@ -464,7 +477,7 @@ llmgw_endpoint_abandon(LlmAdmission *admission)
 		llmgw_endpoint_relock(slot, admission->provider))
 	{
 		LlmInstant	now = llmgw_now();
-		LlmBreaker	before = slot->breaker;
+		LlmBreakerBefore before = llmgw_endpoint_before(slot);
 		int			wake;
 
 		if (admission->held)

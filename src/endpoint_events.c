@@ -12,6 +12,14 @@
 #include "endpoint_private.h"
 #include "shmem.h"
 
+/*
+ * How long after its last use a slot whose breaker nobody probes is looked at:
+ * its row may have gone, or never have been committed.  What an operator did is
+ * kept for longer, since that row may be committed yet.
+ */
+#define CHECK_PARKED_US		INT64CONST(10000000)
+#define CHECK_OPENED_US		INT64CONST(3600000000)
+
 /* Locks a slot of this database; false, nothing held: it is not. */
 static bool
 lock_own(LlmEndpoint *slot)
@@ -66,18 +74,26 @@ llmgw_endpoint_has_events(void)
 	return pg_atomic_read_u64(&llmgw_endpoints->nevents) > 0;
 }
 
-/* Under the slot's lock: when it is to be probed; LLMGW_NEVER: not by the worker. */
+/*
+ * Under the slot's lock: when it is to be probed; LLMGW_NEVER: not by the worker.
+ * *check: it is not to be probed then, but may be nobody's any more.
+ */
 static LlmInstant
-probe_time(const LlmEndpoint *slot, int64 idle_us)
+probe_time(const LlmEndpoint *slot, int64 idle_us, bool *check)
 {
 	const LlmBreaker *breaker = &slot->breaker;
 
+	*check = false;
 	if (breaker->state == LLMGW_BREAKER_CLOSED)
 		return idle_us > 0 ? slot->last_used + idle_us : LLMGW_NEVER;
 
-	/* see may_probe_at() in breaker.c */
+	/* see llmgw_breaker_may_probe_at() */
 	if (breaker->reason != LLMGW_BREAKER_OUTAGE)
-		return LLMGW_NEVER;
+	{
+		*check = true;
+		return slot->last_used +
+			(breaker->reason == LLMGW_BREAKER_OPERATOR ? CHECK_OPENED_US : CHECK_PARKED_US);
+	}
 	return breaker->state == LLMGW_BREAKER_HALF_OPEN ?
 		Max(breaker->probe_at, breaker->probe_until) : breaker->probe_at;
 }
@@ -102,6 +118,7 @@ llmgw_endpoint_probes(int64 idle_us, int *n)
 	{
 		LlmEndpoint *slot = &llmgw_endpoints->slots[i];
 		LlmProbeDue *next;
+		bool		check;
 
 		if (*n == allocated)
 		{
@@ -112,11 +129,12 @@ llmgw_endpoint_probes(int64 idle_us, int *n)
 			continue;
 		next = &due[*n];
 		memset(next, 0, sizeof(*next));
-		next->at = probe_time(slot, idle_us);
+		next->at = probe_time(slot, idle_us, &check);
 		if (next->at != LLMGW_NEVER)
 		{
 			memcpy(next->provider, slot->provider, sizeof(next->provider));
 			next->fingerprint = slot->fingerprint;
+			next->check = check;
 			next->steady = slot->breaker.state == LLMGW_BREAKER_CLOSED;
 			(*n)++;
 		}

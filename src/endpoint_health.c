@@ -82,6 +82,7 @@ void
 llmgw_endpoint_health(const LlmProvider *provider, LlmHealth *health)
 {
 	LlmEndpoint *slot = provider->endpoint;
+	uint64		failure_ppm;
 
 	memset(health, 0, sizeof(*health));
 	health->closed = true;
@@ -97,10 +98,14 @@ llmgw_endpoint_health(const LlmProvider *provider, LlmHealth *health)
 	}
 	health->known = true;
 	health->closed = pg_atomic_read_u32(&slot->closed) != 0;
+	health->due = !health->closed &&
+		(LlmInstant) pg_atomic_read_u64(&slot->due_at) <= llmgw_now();
 	health->in_flight = pg_atomic_read_u32(&slot->in_flight);
 	health->latency_us = pg_atomic_read_u64(&slot->latency_us);
-	health->failures = pg_atomic_read_u64(&slot->failure_ppm) / MILLION *
-		faded(pg_atomic_read_u64(&slot->settled_at), llmgw_now());
+	failure_ppm = pg_atomic_read_u64(&slot->failure_ppm);
+	if (failure_ppm > 0)
+		health->failures = failure_ppm / MILLION *
+			faded(pg_atomic_read_u64(&slot->settled_at), llmgw_now());
 }
 
 /* In whole seconds, at least one. */

@@ -45,6 +45,7 @@ struct LlmEndpoint
 	/* changed under the lock, read without */
 	pg_atomic_uint32 in_flight;
 	pg_atomic_uint32 closed;	/* 1: the breaker is */
+	pg_atomic_uint64 due_at;	/* LlmInstant: from when any call may probe it */
 	pg_atomic_uint64 latency_us;	/* decaying mean; 0: none yet */
 	pg_atomic_uint64 failure_ppm;	/* decaying share of failures, in
 									 * millionths */
@@ -74,6 +75,8 @@ typedef struct LlmEndpointShared
 {
 	pg_atomic_uint64 overflows;
 	pg_atomic_uint64 nevents;	/* of all databases */
+	pg_atomic_uint64 taken;		/* counts slots that got an owner, before it
+								 * can be found there */
 
 	/* protects free_waiter and the chain of free places by their next */
 	slock_t		mutex;
@@ -90,9 +93,27 @@ extern LlmEndpointShared *llmgw_endpoints;
 #define LLMGW_WAITERS \
 	((LlmWaiter *) ((char *) llmgw_endpoints + llmgw_endpoints->waiters_offset))
 
+/* What a change of a breaker is told by. */
+typedef struct LlmBreakerBefore
+{
+	LlmBreakerState state;
+	LlmBreakerReason reason;
+	int			nfailures;
+} LlmBreakerBefore;
+
+/* Under the slot's lock, before anything that may change the breaker. */
+static inline LlmBreakerBefore
+llmgw_endpoint_before(const LlmEndpoint *slot)
+{
+	return (LlmBreakerBefore)
+	{
+		slot->breaker.state, slot->breaker.reason, slot->breaker.nfailures
+	};
+}
+
 /*
  * The provider's slot, its lock held exclusively; NULL: there is none, or with
- * create none to be had.
+ * create none to be had.  With create last_used is the present moment.
  */
 extern LlmEndpoint *llmgw_endpoint_lock(const LlmProvider *provider, bool create);
 
@@ -108,7 +129,7 @@ extern bool llmgw_endpoint_relock(LlmEndpoint *slot, const LlmProvider *provider
  * without the lock.  The caller wakes the worker afterwards (it must not
  * under the lock) when this returns true.
  */
-extern bool llmgw_endpoint_note_change(LlmEndpoint *slot, const LlmBreaker *before,
+extern bool llmgw_endpoint_note_change(LlmEndpoint *slot, const LlmBreakerBefore *before,
 									   LlmErrorClass error, const char *message);
 
 /* Asks for a worker and wakes it; not while aborting. */
@@ -126,6 +147,9 @@ extern void llmgw_endpoint_learn(LlmEndpoint *slot, const LlmSettlement *settlem
  * worker will.  Takes a lock on first use: not under a slot's.
  */
 extern LlmBreakerAsk llmgw_endpoint_ask(const LlmProvider *provider, LlmBreakerAsk who);
+
+/* Identifies the provider's row and key: what a parked endpoint is parked for. */
+extern uint64 llmgw_endpoint_mark(const LlmAdmitQuery *query);
 
 /* How long a probe's pass is good: longer than a call to it may take. */
 extern int64 llmgw_endpoint_probe_us(const LlmProvider *provider);

@@ -51,12 +51,12 @@ static bool
 by_hand(const LlmProvider *provider, bool lift, void (*fn) (LlmBreaker *breaker, LlmInstant now))
 {
 	LlmEndpoint *slot = llmgw_endpoint_lock(provider, true);
-	LlmBreaker	before;
+	LlmBreakerBefore before;
 	bool		changed;
 
 	if (slot == NULL)
 		return false;
-	before = slot->breaker;
+	before = llmgw_endpoint_before(slot);
 	fn(&slot->breaker, llmgw_now());
 	if (lift)
 		llmgw_limiter_lift(&slot->limiter);

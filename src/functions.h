@@ -117,6 +117,13 @@ extern char *llmgw_error_line(const LlmCall *call);
 /* functions_batch.c */
 
 /*
+ * A batch may run for long: calls that it has not started yet are made with the
+ * configuration of their moment.  True when that is another than before
+ * (*generation): then *spec is a copy with it, in the context.
+ */
+extern bool llmgw_batch_refresh(LlmSpec **spec, uint64 *generation, MemoryContext context);
+
+/*
  * For each text the number of the first one that is equal to it: its own where
  * there is none before it, and of NULLs.
  */

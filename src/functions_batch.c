@@ -216,23 +216,20 @@ emit(Batch *batch)
 	MemoryContextSwitchTo(old);
 }
 
-/*
- * A batch may run for long: calls that it has not started yet are made with the
- * configuration of their moment.
- */
-static void
-refresh_config(Batch *batch)
+bool
+llmgw_batch_refresh(LlmSpec **spec, uint64 *generation, MemoryContext context)
 {
 	LlmConfig  *config = llmgw_config_get();
-	LlmSpec    *spec;
+	LlmSpec    *fresh;
 
-	if (config->generation == batch->generation)
-		return;
-	spec = MemoryContextAlloc(batch->context, sizeof(LlmSpec));
-	*spec = *batch->spec;
-	spec->config = config;		/* which each call pins */
-	batch->spec = spec;
-	batch->generation = config->generation;
+	if (config->generation == *generation)
+		return false;
+	fresh = MemoryContextAlloc(context, sizeof(LlmSpec));
+	*fresh = **spec;
+	fresh->config = config;		/* which each call pins */
+	*spec = fresh;
+	*generation = config->generation;
+	return true;
 }
 
 static LlmCall *
@@ -248,7 +245,7 @@ next_item(LlmRun *run)
 
 		if (item->prompt == NULL || item->leader != i)
 			continue;
-		refresh_config(batch);
+		(void) llmgw_batch_refresh(&batch->spec, &batch->generation, batch->context);
 		call = llmgw_call_create(run->context, batch->spec, "");
 		call->owner = item;
 		if (batch->spec->cache == LLMGW_CACHE_ONLY)

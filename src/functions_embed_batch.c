@@ -154,26 +154,6 @@ plan(Batch *batch)
 	MemoryContextSwitchTo(old);
 }
 
-/*
- * A batch may run for long: calls that it has not started yet are made with the
- * configuration of their moment, but for the model.
- */
-static void
-refresh_config(Batch *batch)
-{
-	LlmConfig  *config = llmgw_config_get();
-	LlmSpec    *spec;
-
-	if (config->generation == batch->generation)
-		return;
-	spec = MemoryContextAlloc(batch->context, sizeof(LlmSpec));
-	*spec = *batch->spec;
-	spec->config = config;		/* which each call pins */
-	batch->spec = spec;
-	batch->generation = config->generation;
-	plan(batch);
-}
-
 /* Whether the item is one that is asked for: not NULL, not empty, the first. */
 static bool
 is_asked(const Batch *batch, int i)
@@ -275,7 +255,8 @@ next_call(LlmRun *run)
 		batch->started++;
 	if (batch->started == batch->n && batch->parts == NULL)
 		return NULL;
-	refresh_config(batch);
+	if (llmgw_batch_refresh(&batch->spec, &batch->generation, batch->context))
+		plan(batch);
 	call = llmgw_call_create(run->context, batch->spec, "");
 	old = MemoryContextSwitchTo(call->context);
 	if (!next_part(batch, call))

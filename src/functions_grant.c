@@ -86,6 +86,7 @@ static const Privilege privileges[] =
 	{CALL, "EXECUTE", "FUNCTION", "llm_chat"},
 	{CALL, "EXECUTE", "FUNCTION", "llm_embed"},
 	{CALL, "EXECUTE", "FUNCTION", "llm_embed_batch"},
+	{CALL, "EXECUTE", "FUNCTION", "llm_route"},
 	{CALL, "EXECUTE", "FUNCTION", "llm_estimate_cost"},
 
 	{LEDGER, "SELECT", "TABLE", "llm_requests"},

@@ -27,6 +27,7 @@
 /* longer ones are cut, at a character */
 #define LLMGW_MAX_MESSAGE		300
 #define LLMGW_MAX_FINISH_REASON	64
+#define LLMGW_MAX_PASSED_OVER	200
 
 typedef enum LlmOperation
 {
@@ -118,9 +119,13 @@ typedef struct LlmResult
 	const char *finish_reason;	/* at most LLMGW_MAX_FINISH_REASON bytes */
 	int			attempts;
 	bool		fallback;
+	const char *passed_over;	/* provider of the first candidate, if it was
+								 * not even asked; at most
+								 * LLMGW_MAX_PASSED_OVER bytes; NULL: it was */
+	LlmErrorClass passed_over_class;	/* why; LLMGW_OK: it was */
 	int64		latency_us;
 	int64		ttft_us;		/* -1: none */
-	int64		queue_us;
+	int64		queue_us;		/* -1: the sum of the attempts' */
 } LlmResult;
 
 /*

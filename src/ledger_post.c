@@ -168,6 +168,9 @@ put_request(LlmRows *rows, const LlmFacts *facts, bool careful)
 		llmgw_rows_null(rows);
 	put_raw(rows, prompt);
 	put_raw(rows, response);
+	llmgw_rows_text(rows, result->passed_over);
+	llmgw_rows_text(rows, result->passed_over_class != LLMGW_OK ?
+					llmgw_error_class_name(result->passed_over_class) : NULL);
 	llmgw_rows_next(rows);
 }
 

@@ -172,6 +172,8 @@ result_fields(Codec *c, LlmResult *r)
 	text_field(c, &r->finish_reason, LLMGW_MAX_FINISH_REASON);
 	count_field(c, &r->attempts);
 	FLAG(c, r->fallback);
+	text_field(c, &r->passed_over, LLMGW_MAX_PASSED_OVER);
+	ENUM(c, r->passed_over_class, LLMGW_NCLASSES);
 	field(c, &r->latency_us, sizeof(r->latency_us));
 	field(c, &r->ttft_us, sizeof(r->ttft_us));
 	field(c, &r->queue_us, sizeof(r->queue_us));

@@ -57,7 +57,7 @@ const LlmTableInfo llmgw_table_info[LLMGW_NLEDGER_TABLES] =
 			{"estimated_usd", NUMERICOID}, {"cost_usd", NUMERICOID}, {"cost_source", TEXTOID},
 			{"latency_ms", INT4OID}, {"ttft_ms", INT4OID}, {"queue_ms", INT4OID},
 			{"tags", JSONBOID}, {"prompt_hash", BYTEAOID}, {"prompt", TEXTOID},
-			{"response", TEXTOID},
+			{"response", TEXTOID}, {"passed_over", TEXTOID}, {"passed_over_class", TEXTOID},
 		}
 	},
 	[LLMGW_TABLE_ATTEMPTS] = {"llm_attempts", "ON CONFLICT (request_id, attempt) DO NOTHING",

@@ -227,7 +227,8 @@ llmgw_limiter_take(LlmLimiter *limiter, LlmWaiter *waiters, const LlmLimits *lim
 	hold->pauses = limiter->pauses;
 
 	/* what is left is for the next; how many tokens it wants, it knows itself */
-	if (limit_reached(limiter, limits, 0, false, now, &ignored) == LLMGW_OBSTACLE_NONE)
+	if (limiter->head != LLMGW_NO_WAITER &&
+		limit_reached(limiter, limits, 0, false, now, &ignored) == LLMGW_OBSTACLE_NONE)
 		wake_head(limiter, waiters, now, wake);
 	return true;
 }

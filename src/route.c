@@ -204,7 +204,8 @@ drop_reason(const LlmModel *model, const LlmRouteQuery *query, const char **hint
 }
 
 static void
-add_candidate(LlmRoute *route, const LlmModel *model, const LlmRouteQuery *query)
+add_candidate(LlmRoute *route, const LlmModel *model, const LlmRule *rule,
+			  const LlmRouteQuery *query)
 {
 	LlmCandidate *c;
 
@@ -214,6 +215,7 @@ add_candidate(LlmRoute *route, const LlmModel *model, const LlmRouteQuery *query
 	c = &route->candidates[route->ncandidates++];
 	memset(c, 0, sizeof(*c));
 	c->model = model;
+	c->rule = rule;
 	c->dropped = drop_reason(model, query, &c->hint);
 	if (c->dropped == NULL && query->min_tier != NULL &&
 		model->tier->rank > query->min_tier->rank)
@@ -284,10 +286,13 @@ balance(LlmRoute *route, int start, const LlmRouteQuery *query)
 	pfree(models);
 }
 
-/* Adds the models that a name stands for; false when there are none. */
+/*
+ * Adds the models that a name stands for; false when there are none.  The rule that
+ * names them is NULL where the caller does.
+ */
 static bool
 add_named(LlmRoute *route, const LlmConfig *config, const char *name,
-		  const LlmRouteQuery *query)
+		  const LlmRule *rule, const LlmRouteQuery *query)
 {
 	int			start = route->ncandidates;
 	bool		qualified = false;
@@ -297,13 +302,13 @@ add_named(LlmRoute *route, const LlmConfig *config, const char *name,
 	{
 		qualified = is_qualified_name(&config->models[i], name);
 		if (qualified)
-			add_candidate(route, &config->models[i], query);
+			add_candidate(route, &config->models[i], rule, query);
 	}
 	for (int i = 0; i < config->nmodels && !qualified; i++)
 	{
 		if (strcmp(config->models[i].name, name) != 0)
 			continue;
-		add_candidate(route, &config->models[i], query);
+		add_candidate(route, &config->models[i], rule, query);
 		found = true;
 	}
 	balance(route, start, query);
@@ -360,7 +365,7 @@ add_all(LlmRoute *route, const LlmConfig *config, const LlmRouteQuery *query)
 		all[i] = &config->models[i];
 	qsort(all, config->nmodels, sizeof(LlmModel *), cmp_quality);
 	for (int i = 0; i < config->nmodels; i++)
-		add_candidate(route, all[i], query);
+		add_candidate(route, all[i], NULL, query);
 	pfree(all);
 }
 
@@ -369,7 +374,7 @@ static void
 add_rule(LlmRoute *route, const LlmConfig *config, const LlmRule *rule,
 		 const LlmRouteQuery *query)
 {
-	if (!add_named(route, config, rule->model, query))
+	if (!add_named(route, config, rule->model, rule, query))
 		route->unresolved = psprintf("%s%srouting rule " INT64_FORMAT ": no provider has model \"%s\"",
 									 route->unresolved ? route->unresolved : "",
 									 route->unresolved ? "\n" : "",
@@ -419,7 +424,7 @@ add_candidates(LlmRoute *route, const LlmConfig *config, const LlmRouteQuery *qu
 		if (add_alias(route, config, query->model, query))
 			return;
 		route->pinned = true;
-		route->unknown_model = !add_named(route, config, query->model, query);
+		route->unknown_model = !add_named(route, config, query->model, NULL, query);
 		return;
 	}
 

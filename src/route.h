@@ -20,6 +20,8 @@
 typedef struct LlmCandidate
 {
 	const LlmModel *model;
+	const LlmRule *rule;		/* the first that names it; NULL: the caller
+								 * does, or no rule applies */
 	const char *dropped;		/* why it may not answer; NULL: it may */
 	const char *hint;			/* what would allow it; may be NULL */
 	LlmNano		estimate;		/* cost; LLMGW_COST_UNKNOWN */

@@ -273,7 +273,7 @@ start_action(void)
 			not_before(due[i].provider, due[i].fingerprint, REFUSED_MS, false);
 			llmgw_endpoint_drop(due[i].provider, due[i].fingerprint);
 		}
-		else if (provider->probe == LLMGW_PROBE_NONE || !provider->enabled)
+		else if (due[i].check || provider->probe == LLMGW_PROBE_NONE || !provider->enabled)
 			not_before(due[i].provider, due[i].fingerprint, REFUSED_MS, false);
 		else
 			start_probe(config, provider, owner, &due[i]);

@@ -11,7 +11,7 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 
 use lib $FindBin::Bin;
-use LlmGateway qw(error_ok gone row rows);
+use LlmGateway qw(error_ok gone row rows wait_until);
 
 # A statement that waits for a worker to leave is back after this many seconds; the server itself
 # gives up after five.
@@ -33,19 +33,6 @@ my ($s, $r, $row, $pid, $other);
 my $call = q{SELECT llm_complete('hi', model => 'gpt-4o')};
 my $slow = q{SELECT llm_complete('hi', model => 'slow-3000')};
 my $slower = q{SELECT llm_complete('hi', model => 'slow-8000')};
-
-# Waits until it is true; false: it never was.
-sub wait_until
-{
-	my ($condition, $seconds) = @_;
-	my $deadline = time + ($seconds // 60);
-	until ($condition->())
-	{
-		return 0 if time > $deadline;
-		sleep 0.02;
-	}
-	return 1;
-}
 
 # A database with the extension and the fake; returns its OID.
 sub new_database

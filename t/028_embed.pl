@@ -275,11 +275,11 @@ for my $mode ([ 'on', 2 ], [ 'off', 3 ], [ 'refresh', 3 ])
 is($s->value(q{SELECT count(*) FROM llm_embed_batch(ARRAY[NULL, '']::text[], model => 'openai/m')}), 2, 'nothing to send');
 is($s->value(q{SELECT string_agg(idx || ':' || array_length(embedding, 1), ' ') FROM llm_embed_batch('{{a,b},{c,d}}', model => 'openai/m')}), '1:16 2:16 3:16 4:16', 'two dimensions');
 
-$fake->script('m', 'status-401');
-is($s->value("SELECT count(embedding), count(*) FILTER (WHERE error_class = 'auth' AND error_message ~ 'API key not valid'), min(idx) FILTER (WHERE error_class IS NOT NULL)
+$fake->script('m', 'status-404');
+is($s->value("SELECT count(embedding), count(*) FILTER (WHERE error_class = 'not_found'), min(idx) FILTER (WHERE error_class IS NOT NULL)
 	FROM llm_embed_batch($thousand, model => 'gemini/m', max_concurrency => 1)"),
 	'900|100|1', 'a pack that fails, and nine that do not');
-$fake->script('m', 'default', 'status-401');
+$fake->script('m', 'default', 'status-404');
 is($s->value("SELECT count(embedding), min(idx) FILTER (WHERE error_class IS NOT NULL), max(idx) FILTER (WHERE error_class IS NOT NULL)
 	FROM llm_embed_batch($thousand || $thousand, model => 'gemini/m', max_concurrency => 1)"),
 	'1800|101|1200', 'and those that share an input with it');

@@ -33,7 +33,8 @@ check_model('limiter',
 	[ 'easing does not end with successes', 'limiter->easing * 2 : 0', 'limiter->easing : 0' ],
 	[ 'failures end easing, too', 'if (success && limiter->easing > 0)', 'if (limiter->easing > 0)' ],
 	[ 'calls of before the pause end easing', 'if (hold->pauses == limiter->pauses)', 'if (true)' ],
-	[ 'calls of before the pause are counted', 'limiter->eased = 0;', '' ],
+	[ 'calls of before the pause are counted',
+		"easing = 1;\n\tlimiter->eased = 0;", 'easing = 1;' ],
 
 	# the queue
 	[ 'newcomers do not queue', 'waiters[limiter->head].key <= key', 'false' ],

@@ -11,7 +11,7 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 
 use lib $FindBin::Bin;
-use LlmGateway qw($KEY PROMPTLY error_ok gone row rows);
+use LlmGateway qw($KEY PROMPTLY error_ok gone row rows wait_until);
 
 # A probe that hangs must not keep the worker: it leaves within so many seconds.
 use constant SOON => 3;
@@ -28,18 +28,6 @@ my $fake = FakeProvider->new;
 my $admin = $gw->admin;
 my $s = $gw->session;
 my ($r, $row, $pid, @events);
-
-sub wait_until
-{
-	my ($condition, $seconds) = @_;
-	my $deadline = time + ($seconds // 60);
-	until ($condition->())
-	{
-		return 0 if time > $deadline;
-		sleep 0.02;
-	}
-	return 1;
-}
 
 sub status { return row($admin, "SELECT * FROM llm_provider_status WHERE provider = '$_[0]'") }
 sub state { return $admin->value("SELECT state FROM llm_provider_status WHERE provider = '$_[0]'") }

@@ -42,7 +42,7 @@ use PostgreSQL::Test::Utils qw(slurp_file);
 use Test::More;
 use Time::HiRes qw(sleep time);
 
-our @EXPORT_OK = qw($KEY PROMPTLY SLOWNESS error_ok full_listener gone literal row rows silent_listener);
+our @EXPORT_OK = qw($KEY PROMPTLY SLOWNESS error_ok full_listener gone literal row rows silent_listener wait_until);
 
 # What the fake is given as its key: long, and nowhere else to be found.
 our $KEY = 'sk-fake-Vq8zR2mX4tL7wN0bK5yHcD3s';
@@ -357,6 +357,25 @@ sub row
 	my @rows = rows($session, $query);
 	croak scalar @rows . " rows instead of one: $query" if @rows != 1;
 	return $rows[0];
+}
+
+=head2 wait_until($condition, [$seconds])
+
+Calls the function until it returns something true, for at most so many seconds (default 60); whether
+it did.
+
+=cut
+
+sub wait_until
+{
+	my ($condition, $seconds) = @_;
+	my $deadline = time + ($seconds // 60);
+	until ($condition->())
+	{
+		return 0 if time > $deadline;
+		sleep 0.02;
+	}
+	return 1;
 }
 
 =head2 error_ok($result, \%want, $name)

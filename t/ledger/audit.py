@@ -203,7 +203,7 @@ class Audit:
         allowed = {
             "answered": {"ok"},
             "error": {"rejected"} if _refused(record) and not sent else {"error", "rejected"},
-            "cancelled": {"cancelled", "ok", "error"},
+            "cancelled": {"cancelled", "ok", "error"} | (set() if sent else {"rejected"}),
             "lost": {"cancelled", "ok", "error"} | ({"unknown"} if self._killed else set()),
         }[record.outcome]
         if request.status not in allowed:
@@ -278,9 +278,10 @@ class Audit:
         if len(sent) > len(attempts):
             return [f"{len(sent)} requests were sent, and {len(attempts)} are in the ledger"]
         best: list[str] | None = None
-        for chosen in itertools.combinations(range(len(attempts)), len(sent)):
+        places = itertools.combinations(range(len(attempts)), len(sent))
+        for chosen, order in itertools.product(places, (sent, _in_order(attempts, sent))):
             entries: list[Sent | None] = [None] * len(attempts)
-            for at, entry in zip(chosen, sent, strict=True):
+            for at, entry in zip(chosen, order, strict=True):
                 entries[at] = entry
             problems = [
                 f"attempt {attempt.number} ({attempt.provider}/{attempt.model}"
@@ -334,7 +335,9 @@ class Audit:
         usage = answer.usage and answer.usage._replace(reasoning=0)
         if attempt.http_status not in (0, answer.status or 0):
             yield f"has status {attempt.http_status}, and was sent {answer.status}"
-        if answered and usage and (sent.delivered or source == "usage"):
+        # a finish reason is an answer, though the usage behind it came too late
+        in_time = record.fate != "deadline" or source == "usage"
+        if answered and usage and (sent.delivered or source == "usage") and in_time:
             if charged != usage:
                 yield f"used {usage}, and is charged {charged}"
             if priced and source != "usage":
@@ -375,6 +378,21 @@ class Audit:
             most = record.max_tokens or charged.output
             return charged == Usage(_input(record), 0, min(tokens(answer.unread), most), 0)
         return charged[:2] == (_input(record), 0) and 0 <= charged.output <= seen
+
+
+def _in_order(attempts: list[Attempt], sent: list[Sent]) -> list[Sent]:
+    """Providers are processes of their own: one may take a request later than it was sent.
+
+    Entries of one provider stay in their order; those of several are put as the attempts are.
+    """
+    rest = list(sent)
+    ordered: list[Sent] = []
+    for attempt in attempts:
+        entry = next((e for e in rest if e.provider == attempt.provider), None)
+        if entry is not None:
+            ordered.append(entry)
+            rest.remove(entry)
+    return ordered + rest
 
 
 def _what(record: Record) -> str:
