@@ -1129,7 +1129,7 @@ IS 'why it is not closed: outage (failures), auth (the key is refused), quota (n
 COMMENT ON COLUMN @extschema@.llm_provider_status.waiting
 IS 'calls that wait for one of its limits';
 COMMENT ON COLUMN @extschema@.llm_provider_status.last_error
-IS 'class and message of the last failure; NULL: none yet';
+IS 'the last error that counts against the provider, or its last rate limit: class and message; NULL: none yet';
 COMMENT ON COLUMN @extschema@.llm_provider_status.last_error_at
 IS 'when that was';
 COMMENT ON COLUMN @extschema@.llm_provider_status.last_probe_at

@@ -314,6 +314,13 @@ llmgw_endpoint_admit(LlmAdmission *admission, const LlmAdmitQuery *query, LlmRef
 		refusal->by_provider = obstacle == LLMGW_OBSTACLE_PAUSE ||
 			obstacle == LLMGW_OBSTACLE_EASING;
 
+		/*
+		 * who is under way may need less than expected, and give back the
+		 * rest
+		 */
+		if (obstacle == LLMGW_OBSTACLE_TOKENS && slot->limiter.in_flight > 0)
+			refusal->until = LLMGW_NEVER;
+
 		/* a place that was lost, since nobody was here when it was our turn */
 		if (here->waiter != 0 && !LLMGW_WAITERS[here->waiter - 1].queued)
 		{

@@ -48,7 +48,8 @@ llmgw_endpoint_learn(LlmEndpoint *slot, const LlmSettlement *settlement, LlmInst
 	else if (outcome == LLMGW_OUTCOME_FAILURE)
 		slot->failures++;
 
-	if (settlement->error != LLMGW_OK)
+	/* operators see it, and others: what a prompt is blamed for may quote it */
+	if (failed || settlement->error == LLMGW_RATE_LIMIT)
 	{
 		const char *message = settlement->message != NULL ? settlement->message : "";
 		int			len = pg_mbcliplen(message, strlen(message), sizeof(slot->last_message) - 1);

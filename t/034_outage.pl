@@ -104,6 +104,8 @@ case_ok('a model that is not there', [ { behaviour => 'status-404', repeat => 'f
 case_ok('a prompt too long', [ { behaviour => 'context-length', repeat => 'forever' } ], primary => 1, backup => 1);
 case_ok('a refusal', [ { behaviour => 'content-policy', repeat => 'forever' } ], primary => 1, backup => 0, error => 'content_policy');
 case_ok('a refusal in an answer', [ { behaviour => 'content-policy-200', repeat => 'forever' } ], primary => 1, backup => 0, error => 'content_policy');
+unlike($s->value(q{SELECT coalesce(last_error, '') FROM llm_provider_status WHERE provider = 'primary'}), qr/content_policy/,
+	'what a prompt was blamed for, and may quote it, is for its caller only');
 case_ok('a request that is refused', [ { behaviour => 'status-400', repeat => 'forever' } ], primary => 1, backup => 0, error => 'invalid_request');
 
 # Silence: no more attempts than the policy allows

@@ -4,7 +4,8 @@ use strict;
 use warnings;
 
 use FindBin;
-use List::Util qw(max);
+use List::Util qw(max min);
+use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(sleep time);
 
@@ -305,7 +306,7 @@ cmp_ok(max(map { $_->{seconds} } @r), '<=', 2 * PROMPTLY, 'at once');
 
 provider('tpm', { tokens_per_minute => 1000 });
 $fake->script({ model => '*', path => '/tpm' }, { delay_ms => 600, usage => { prompt => 10, completion => 10 }, repeat => 'forever' });
-$_->start(q{SELECT llm_complete('one of eight', model => 'tpm', max_tokens => 220)}) for @s[ 0 .. 7 ];
+$_->start(q{SELECT llm_complete('one of eight', model => 'tpm', max_tokens => 220, timeout_ms => 30000)}) for @s[ 0 .. 7 ];
 ok($fake->wait_for(sub { grep({ $_->{path} =~ m{^/tpm/} } @{ $_[0] }) == 4 }), 'as many as their tokens may be are under way');
 waiting_ok('tpm', 4);
 is(scalar(prompts('tpm')), 4, 'and no more');
@@ -334,6 +335,29 @@ cmp_ok($minute[3] - $minute[0], '>=', 59.9, 'a minute after the first');
 cmp_ok($minute[3] - $minute[0], '<=', 61.5 + 10 * PROMPTLY, 'and not much later');
 is($holder->finish->{out}, 'echo: holder', 'a call that takes more than a minute');
 is($patient->finish->{out}, 'echo: patient', 'and who has waited for its place are served');
+
+# The queries that docs/reliability.md has for a scraper, by a role that may see reports
+
+my $page = PostgreSQL::Test::Utils::slurp_file("$FindBin::Bin/../docs/reliability.md");
+my ($section) = $page =~ /^## Numbers for a scraper\n(.*?)(?=^## |\z)/ms;
+my @queries = $section =~ /^```sql\n(.*?);\n```/msg;
+is(scalar(@queries), 2, 'the queries of the documentation');
+$gw->sql(q{CREATE ROLE scraper LOGIN; SELECT llm_grant('scraper', 'report')});
+my $scraper = $gw->session(undef, user => 'scraper');
+$gw->drained;
+my ($status) = grep { $_->{provider} eq 'two' } rows($scraper, $queries[0]);
+is_deeply(
+	[ @{$status}{qw(breaker_open successes failures in_flight waiting rate_limited ledger_pending_bytes ledger_blocked)} ],
+	[ 0, 64, 0, 0, 0, 0, 0, 0 ], 'what is going on') or diag explain $status;
+my ($sums) = grep { $_->{model} eq 'two' } rows($scraper, $queries[1]);
+SKIP:
+{
+	skip 'a new day has begun', 2 if $admin->value(q{SELECT min(created_at AT TIME ZONE 'UTC')::date < (now() AT TIME ZONE 'UTC')::date FROM llm_requests}) eq 't';
+	is($sums->{requests}, 64, 'what has been used') or diag explain $sums;
+	cmp_ok($sums->{output_tokens}, '>', 64, 'with its tokens');
+}
+my $fastest = min(map { $scraper->run("EXPLAIN (ANALYZE, TIMING OFF, SUMMARY ON) $queries[0]")->{out} =~ /Execution Time: ([\d.]+)/ } 1 .. 5);
+cmp_ok($fastest, '<=', 20 * SLOWNESS, "the first is cheap ($fastest ms)");
 
 is($admin->value(q{SELECT sum(in_flight) || ' ' || sum(waiting) FROM llm_provider_status}), '0 0', 'nothing is under way, nobody waits');
 $gw->no_crash_ok;
