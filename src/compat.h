@@ -41,6 +41,13 @@
 #define llmgw_create_wait_event_set(n)	CreateWaitEventSet(TopMemoryContext, (n))
 #endif
 
+/* 18: a keyword before a declaration, no attribute behind it */
+#if PG_VERSION_NUM >= 180000
+#define LLMGW_NORETURN		pg_noreturn
+#else
+#define LLMGW_NORETURN		__attribute__((noreturn))
+#endif
+
 /* 17: extensions may name their wait events */
 #if PG_VERSION_NUM >= 170000
 #define llmgw_wait_event(name)	WaitEventExtensionNew(name)

@@ -14,6 +14,7 @@
 
 #include <signal.h>
 
+#include "compat.h"
 #include "endpoint.h"
 #include "ledger_book.h"
 #include "spool.h"
@@ -47,7 +48,7 @@ extern void llmgw_worker_leave_slot(int code, Datum arg);
 extern void llmgw_worker_begin(void);
 
 /* Exits.  Not a failure: the next worker need not wait.  book may be NULL. */
-extern void llmgw_worker_leave(LlmBook *book) pg_attribute_noreturn();
+LLMGW_NORETURN extern void llmgw_worker_leave(LlmBook *book);
 
 /* Leaves if there is still nothing to do. */
 extern void llmgw_worker_leave_idle(LlmBook *book);

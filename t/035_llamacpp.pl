@@ -83,7 +83,7 @@ is($s->value(q{SELECT llm_complete_json('Ann lives in Oslo.', schema => '{"type"
 recorded_ok({ operation => 'json', status => 'ok', attempts => 1, input_tokens => 30, cached => 14, output_tokens => 16 }, 'JSON: recorded');
 
 $fake->script('smollm2', 'error-body-llamacpp-schema');
-error_ok($s->run(q{SELECT llm_complete_json('x', schema => '{"type": "object"}')}), { sqlstate => 'LG008', message => qr/JSON schema error/ }, 'a schema without a grammar');
+error_ok($s->run(q{SELECT llm_complete_json('x', schema => '{"type": "object"}')}), { sqlstate => 'LG011', detail => qr/invalid_request .*JSON schema error.*\n.*schema after/ }, 'a schema without a grammar');
 
 # Embeddings
 

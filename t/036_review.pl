@@ -68,7 +68,7 @@ is($row->{error_class}, 'timeout', 'which may end it');
 cmp_ok($row->{latency_ms}, '<', 1500 + 1000 * PROMPTLY, 'in time');
 is($row->{attempts}, 1, 'with one attempt');
 $r = $other->run(q{SELECT llm_complete('fourth', model => 'tight', timeout_ms => 300)});
-error_ok($r, { sqlstate => 'LG002', message => qr/leave no room/ }, 'where there is nothing else it waits, and says for what');
+error_ok($r, { sqlstate => 'LG002', message => qr/all 1 of max_concurrency are in use/ }, 'where there is nothing else it waits, and says for what');
 cmp_ok($r->{seconds}, '>=', 0.28, 'until then');
 
 # a queue, and a call that is not looked after while its time passes
@@ -95,7 +95,7 @@ ok(waiting('few', 1), 'the third request of a minute waits for the next minute')
 is(cancel($other)->{sqlstate}, '57014', 'it can be cancelled');
 ok(idle('few'), 'nothing is left of it');
 $r = $other->run(q{SELECT llm_complete('x', model => 'rpm', timeout_ms => 20000)});
-error_ok($r, { sqlstate => 'LG002', message => qr/leave no room for another \d+ ms/ }, 'but not beyond the deadline');
+error_ok($r, { sqlstate => 'LG002', message => qr/all 2 of requests_per_minute are used for \d+ s/ }, 'but not beyond the deadline');
 cmp_ok($r->{seconds}, '<', 5, 'then it says so at once');
 $gw->sql(q{DELETE FROM llm_models WHERE provider = 'few'; DELETE FROM llm_providers WHERE name = 'few'});
 
