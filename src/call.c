@@ -368,19 +368,25 @@ describe_inputs(LlmCall *call, LlmRouteQuery *query)
 }
 
 void
+llmgw_spec_query(const LlmSpec *spec, LlmRouteQuery *query)
+{
+	query->model = spec->model;
+	query->task = spec->task;
+	query->min_tier = spec->min_tier;
+	query->role = spec->role;
+	query->tags = spec->tags;
+	query->max_tokens = spec->max_tokens;
+	query->only_model = spec->only_model;
+}
+
+void
 llmgw_call_route(LlmCall *call, bool peek)
 {
 	const LlmSpec *spec = call->spec;
 	LlmRouteQuery query = {0};
 	const LlmCandidate *first;
 
-	query.model = spec->model;
-	query.task = spec->task;
-	query.min_tier = spec->min_tier;
-	query.role = spec->role;
-	query.tags = spec->tags;
-	query.max_tokens = spec->max_tokens;
-	query.only_model = spec->only_model;
+	llmgw_spec_query(spec, &query);
 	query.peek = peek;
 	if (call->inputs != NULL)
 		describe_inputs(call, &query);

@@ -210,6 +210,9 @@ extern LlmCall *llmgw_call_create(MemoryContext parent, const LlmSpec *spec,
  */
 extern void llmgw_call_route(LlmCall *call, bool peek);
 
+/* What routing asks of a call whatever its content is. */
+extern void llmgw_spec_query(const LlmSpec *spec, LlmRouteQuery *query);
+
 /* Ready lists must outlive the call. */
 extern bool llmgw_call_start(LlmCall *call, dlist_head *ready_list);
 extern bool llmgw_call_advance(LlmCall *call);

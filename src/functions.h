@@ -57,6 +57,12 @@ enum
  */
 extern LlmSpec *llmgw_args_read(FunctionCallInfo fcinfo, MemoryContext context);
 
+/*
+ * For functions with other arguments: a frame for llmgw_args_read() of
+ * LLMGW_NCOMMON_ARGS arguments, all NULL.
+ */
+extern void llmgw_args_none(FunctionCallInfo fcinfo, FunctionCallInfo common);
+
 /* Raises 55000 and 25006 where nobody may make a call. */
 extern void llmgw_args_check_may_call(void);
 

@@ -375,6 +375,18 @@ llmgw_args_set_caller(LlmSpec *spec, Oid role)
 	spec->query_id = (int64) pgstat_get_my_query_id();
 }
 
+void
+llmgw_args_none(FunctionCallInfo fcinfo, FunctionCallInfo common)
+{
+	InitFunctionCallInfoData(*common, fcinfo->flinfo, LLMGW_NCOMMON_ARGS,
+							 fcinfo->fncollation, NULL, NULL);
+	for (int i = 0; i < LLMGW_NCOMMON_ARGS; i++)
+	{
+		common->args[i].value = (Datum) 0;
+		common->args[i].isnull = true;
+	}
+}
+
 LlmSpec *
 llmgw_args_read(FunctionCallInfo fcinfo, MemoryContext context)
 {

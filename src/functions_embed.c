@@ -35,13 +35,7 @@ llmgw_embed_read_args(FunctionCallInfo fcinfo, MemoryContext context)
 	LOCAL_FCINFO(common, LLMGW_NCOMMON_ARGS);
 	LlmSpec    *spec;
 
-	InitFunctionCallInfoData(*common, fcinfo->flinfo, LLMGW_NCOMMON_ARGS,
-							 fcinfo->fncollation, NULL, NULL);
-	for (int i = 0; i < LLMGW_NCOMMON_ARGS; i++)
-	{
-		common->args[i].value = (Datum) 0;
-		common->args[i].isnull = true;
-	}
+	llmgw_args_none(fcinfo, common);
 	for (int i = 0; i <= LLMGW_ARG_MIN_TIER; i++)
 		common->args[i] = fcinfo->args[i];
 	for (int i = 0; i < lengthof(places); i += 2)

@@ -128,13 +128,7 @@ plan(Batch *batch)
 	const LlmCandidate *first;
 	int64		numbers = spec->dimensions > 0 ? spec->dimensions : USUAL_DIMENSIONS;
 
-	query.model = spec->model;
-	query.task = spec->task;
-	query.min_tier = spec->min_tier;
-	query.role = spec->role;
-	query.tags = spec->tags;
-	query.max_tokens = spec->max_tokens;
-	query.only_model = spec->only_model;
+	llmgw_spec_query(spec, &query);
 	query.needs_embedding = true;
 	query.peek = true;
 	llmgw_route(spec->config, &query, &route);

@@ -251,13 +251,7 @@ read_arguments(FunctionCallInfo fcinfo, MemoryContext context)
 	LOCAL_FCINFO(common, LLMGW_NCOMMON_ARGS);
 	LlmSpec    *spec;
 
-	InitFunctionCallInfoData(*common, fcinfo->flinfo, LLMGW_NCOMMON_ARGS,
-							 fcinfo->fncollation, NULL, NULL);
-	for (int i = 0; i < LLMGW_NCOMMON_ARGS; i++)
-	{
-		common->args[i].value = (Datum) 0;
-		common->args[i].isnull = true;
-	}
+	llmgw_args_none(fcinfo, common);
 	for (int i = LLMGW_ARG_PROMPT; i <= LLMGW_ARG_MAX_TOKENS; i++)
 		common->args[i] = fcinfo->args[i];
 	common->args[LLMGW_ARG_PARAMS] = fcinfo->args[ARG_PARAMS];

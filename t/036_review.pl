@@ -8,7 +8,7 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 
 use lib $FindBin::Bin;
-use LlmGateway qw(PROMPTLY error_ok row rows);
+use LlmGateway qw(PROMPTLY error_ok row rows wait_until);
 
 my $gw = LlmGateway->new(
 	name => 'edges',
@@ -23,18 +23,6 @@ sub asked
 {
 	my ($prefix) = @_;
 	return scalar grep { $_->{path} =~ m{^/$prefix/} && $_->{method} eq 'POST' } @{ $fake->journal };
-}
-
-sub wait_until
-{
-	my ($condition, $seconds) = @_;
-	my $deadline = time + ($seconds // 60);
-	until ($condition->())
-	{
-		return 0 if time > $deadline;
-		sleep 0.02;
-	}
-	return 1;
 }
 
 sub status { return row($gw->admin, "SELECT * FROM llm_provider_status WHERE provider = '$_[0]'") }
