@@ -101,6 +101,18 @@ llmgw_may_be_null(int sqlstate)
 		sqlstate != ERRCODE_LLM_NO_CANDIDATE;
 }
 
+void
+llmgw_report_failure(const LlmCall *call)
+{
+	char	   *detail = llmgw_call_detail(call);
+
+	ereport(llmgw_may_be_null(call->sqlstate) ? WARNING : ERROR,
+			(errcode(call->sqlstate),
+			 errmsg("%s", call->message),
+			 detail ? errdetail("%s", detail) : 0,
+			 errhint("%s", llmgw_call_hint(call))));
+}
+
 Datum
 llmgw_sql_complete(PG_FUNCTION_ARGS)
 {
@@ -120,15 +132,7 @@ llmgw_sql_complete(PG_FUNCTION_ARGS)
 		result = cstring_to_text(call->response);
 	}
 	else
-	{
-		char	   *detail = llmgw_call_detail(call);
-
-		ereport(llmgw_may_be_null(call->sqlstate) ? WARNING : ERROR,
-				(errcode(call->sqlstate),
-				 errmsg("%s", call->message),
-				 detail ? errdetail("%s", detail) : 0,
-				 errhint("%s", llmgw_call_hint(call))));
-	}
+		llmgw_report_failure(call);
 	MemoryContextDelete(context);
 	if (result == NULL)
 		PG_RETURN_NULL();

@@ -101,6 +101,9 @@ extern void llmgw_run_single(LlmCall *call, MemoryContext context);
 /* The same, but does not wait for its record. */
 extern void llmgw_run_unbooked(LlmCall *call, MemoryContext context);
 
+/* Raises a call's error, or warns of it where on_error makes it NULL. */
+extern void llmgw_report_failure(const LlmCall *call);
+
 /* An answer that ends because of a token limit: says so, and whose it was. */
 extern void llmgw_warn_if_cut(const LlmCall *call);
 

@@ -116,15 +116,7 @@ llmgw_sql_embed(PG_FUNCTION_ARGS)
 	if (answered)
 		result = llmgw_embed_array(call->answer.vectors, call->answer.dimensions);
 	else
-	{
-		char	   *detail = llmgw_call_detail(call);
-
-		ereport(llmgw_may_be_null(call->sqlstate) ? WARNING : ERROR,
-				(errcode(call->sqlstate),
-				 errmsg("%s", call->message),
-				 detail ? errdetail("%s", detail) : 0,
-				 errhint("%s", llmgw_call_hint(call))));
-	}
+		llmgw_report_failure(call);
 	MemoryContextDelete(context);
 	if (!answered)
 		PG_RETURN_NULL();
