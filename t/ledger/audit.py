@@ -335,22 +335,19 @@ class Audit:
         usage = answer.usage and answer.usage._replace(reasoning=0)
         if attempt.http_status not in (0, answer.status or 0):
             yield f"has status {attempt.http_status}, and was sent {answer.status}"
-        # a finish reason is an answer, though the usage behind it came too late
-        in_time = record.fate != "deadline" or source == "usage"
-        if answered and usage and (sent.delivered or source == "usage") and in_time:
-            if charged != usage:
-                yield f"used {usage}, and is charged {charged}"
-            if priced and source != "usage":
-                yield f"its cost is from {source} and not from usage"
+        by_usage = bool(usage) and charged == usage and source == ("usage" if priced else "none")
+        if by_usage and (answered or not (answer.status or 0) >= 300):
+            pass  # also where its end was not waited for: the provider had said what it costs
+        elif answered and usage and sent.delivered and record.fate != "deadline":
+            yield f"used {usage}, and is charged {charged} from {source}"
         elif answered:
+            # a finish reason is an answer, though the usage behind it came too late
             estimate = Usage(_input(record), 0, tokens(len(answer.text)), 0)
             if charged != estimate or (priced and source != "estimate"):
                 yield f"used {estimate} by estimate, and is charged {charged} from {source}"
         elif (answer.status or 0) >= 300 and attempt.http_status:
             if charged != Usage(0, 0, 0, 0) or (priced and (attempt.cost or source != "none")):
                 yield f"was refused with {answer.status}, and is charged {charged} from {source}"
-        elif usage and charged == usage and source == ("usage" if priced else "none"):
-            pass  # its end was not waited for, but the provider had said what it costs
         elif not self._estimated(record, request, last, charged, answer):
             yield (
                 f"is charged {charged}: its input is {_input(record)} tokens, and"

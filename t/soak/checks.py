@@ -31,7 +31,8 @@ _LEGAL = {
 }
 # A backend in the second half of its life: a cache may still grow a bit.
 _GROWTH = 512 * 1024
-_DESCRIPTORS = 24
+# a batch keeps up to batch_concurrency (32) connections warm
+_DESCRIPTORS = 40
 
 
 async def breakers_close(session: Session) -> AsyncIterator[str]:
