@@ -10,16 +10,28 @@ PGFILEDESC = "llm_gateway - large language models from SQL"
 MODULE_big = llm_gateway
 OBJS = \
 	llm_gateway.o \
-	src/breaker.o \
 	src/balance.o \
+	src/breaker.o \
+	src/budget.o \
+	src/budget_accounts.o \
+	src/budget_load.o \
+	src/budget_math.o \
+	src/budget_period.o \
+	src/cache.o \
+	src/cache_flight.o \
+	src/cache_similar.o \
 	src/call.o \
+	src/call_budget.o \
+	src/call_cache.o \
 	src/call_degrade.o \
 	src/call_end.o \
 	src/call_next.o \
 	src/call_probe.o \
 	src/call_record.o \
 	src/call_schema.o \
+	src/call_similar.o \
 	src/config.o \
+	src/config_budgets.o \
 	src/config_check.o \
 	src/config_host.o \
 	src/config_load.o \
@@ -58,11 +70,13 @@ OBJS = \
 	src/endpoint_status.o \
 	src/engine.o \
 	src/errors.o \
+	src/estimate.o \
 	src/functions.o \
 	src/functions_admin.o \
 	src/functions_admin_rules.o \
 	src/functions_args.o \
 	src/functions_batch.o \
+	src/functions_budget.o \
 	src/functions_chat.o \
 	src/functions_embed.o \
 	src/functions_embed_batch.o \
@@ -92,9 +106,11 @@ OBJS = \
 	src/launcher.o \
 	src/ledger.o \
 	src/ledger_book.o \
+	src/ledger_budgets.o \
 	src/ledger_events.o \
 	src/ledger_facts.o \
 	src/ledger_hash.o \
+	src/ledger_keep.o \
 	src/ledger_open.o \
 	src/ledger_position.o \
 	src/ledger_post.o \
@@ -109,13 +125,18 @@ OBJS = \
 	src/loop.o \
 	src/presets.o \
 	src/route.o \
+	src/route_index.o \
+	src/route_order.o \
+	src/scope.o \
 	src/secret.o \
 	src/shmem.o \
 	src/spool.o \
+	src/spool_drain.o \
 	src/spool_file.o \
 	src/spool_read.o \
 	src/spool_write.o \
 	src/sse.o \
+	src/tier.o \
 	src/worker.o \
 	src/worker_attempt.o \
 	src/worker_probe.o \

@@ -260,6 +260,8 @@ CREATE TABLE @extschema@.llm_tasks (
     high_stakes boolean NOT NULL DEFAULT false,
     cache_ttl interval,
     cache_shared boolean NOT NULL DEFAULT false,
+    cache_similarity real,
+    cache_similar_ttl interval,
     enabled boolean NOT NULL DEFAULT true,
     builtin boolean NOT NULL DEFAULT false
 );
@@ -282,6 +284,10 @@ COMMENT ON COLUMN @extschema@.llm_tasks.cache_ttl
 IS 'how long answers are kept for equal prompts; NULL: not at all';
 COMMENT ON COLUMN @extschema@.llm_tasks.cache_shared
 IS 'whether roles share the kept answers';
+COMMENT ON COLUMN @extschema@.llm_tasks.cache_similarity
+IS 'how close the meaning of another prompt must be for its kept answer to be served: cosine similarity of the embeddings that llm_gateway.cache_embedding_model makes, such as 0.95; NULL: only equal prompts'' answers are';
+COMMENT ON COLUMN @extschema@.llm_tasks.cache_similar_ttl
+IS 'up to which age an answer is served to a prompt that is only similar; NULL: as long as it is kept';
 COMMENT ON COLUMN @extschema@.llm_tasks.enabled
 IS 'false: no prompt is sorted into the task';
 COMMENT ON COLUMN @extschema@.llm_tasks.builtin
@@ -347,6 +353,64 @@ COMMENT ON COLUMN @extschema@.llm_error_policies.trips_breaker
 IS 'whether it counts as a failure of the provider, not only of the call';
 COMMENT ON COLUMN @extschema@.llm_error_policies.builtin
 IS 'whether the row is as the extension created it; cleared by any edit';
+
+-- An id names what has been spent, in the ledger and in memory, so none is given
+-- twice: by the trigger, not by a default, which would ask for a privilege.
+CREATE SEQUENCE @extschema@._llm_budget_id_seq;
+REVOKE ALL ON SEQUENCE @extschema@._llm_budget_id_seq FROM PUBLIC;
+COMMENT ON SEQUENCE @extschema@._llm_budget_id_seq
+IS 'internal: numbers of llm_budgets, never given twice';
+
+CREATE TABLE @extschema@.llm_budgets (
+    id bigint NOT NULL UNIQUE,
+    name text PRIMARY KEY,
+    limit_usd numeric,
+    period text NOT NULL DEFAULT 'month',
+    timezone text NOT NULL DEFAULT 'UTC',
+    reserve_fraction numeric NOT NULL DEFAULT 0.05,
+    strict boolean NOT NULL DEFAULT false,
+    on_exhausted text NOT NULL DEFAULT 'reject',
+    role text,
+    task text,
+    provider text,
+    model text,
+    tags jsonb,
+    opening_usd numeric NOT NULL DEFAULT 0,
+    opening_period timestamptz
+) USING heap;
+REVOKE ALL ON TABLE @extschema@.llm_budgets FROM PUBLIC;
+COMMENT ON TABLE @extschema@.llm_budgets
+IS 'how much calls may cost in a period; all budgets that match a call are charged and limit it';
+COMMENT ON COLUMN @extschema@.llm_budgets.id
+IS 'the number that what was spent is kept under; another one when the scope, the period or the time zone changes';
+COMMENT ON COLUMN @extschema@.llm_budgets.name
+IS 'what reports and messages call the budget';
+COMMENT ON COLUMN @extschema@.llm_budgets.limit_usd
+IS 'most USD to spend in a period; NULL: what is spent is counted and not limited';
+COMMENT ON COLUMN @extschema@.llm_budgets.period
+IS 'hour, day, week (from Monday) or month; with each the budget starts anew';
+COMMENT ON COLUMN @extschema@.llm_budgets.timezone
+IS 'the time zone in which periods begin at midnight, a name of pg_timezone_names';
+COMMENT ON COLUMN @extschema@.llm_budgets.reserve_fraction
+IS 'the part of the limit that is kept for priorities with may_use_reserve, from 0 to below 1';
+COMMENT ON COLUMN @extschema@.llm_budgets.strict
+IS 'whether the most that a call can cost is reserved for it, rather than what it is expected to cost';
+COMMENT ON COLUMN @extschema@.llm_budgets.on_exhausted
+IS 'what becomes of calls when nothing is left: reject, or cache_only (answered where an answer is kept)';
+COMMENT ON COLUMN @extschema@.llm_budgets.role
+IS 'the role whose members'' calls count; NULL: everyone''s';
+COMMENT ON COLUMN @extschema@.llm_budgets.task
+IS 'the task whose calls count; NULL: any';
+COMMENT ON COLUMN @extschema@.llm_budgets.provider
+IS 'the provider at which they count; NULL: any';
+COMMENT ON COLUMN @extschema@.llm_budgets.model
+IS 'the model that they count for, at all its providers, or provider/model; NULL: any';
+COMMENT ON COLUMN @extschema@.llm_budgets.tags
+IS 'a JSON object that must be contained in the tags of a call for it to count; NULL: any';
+COMMENT ON COLUMN @extschema@.llm_budgets.opening_usd
+IS 'what calls of its scope had cost in the running period when the budget got its id';
+COMMENT ON COLUMN @extschema@.llm_budgets.opening_period
+IS 'the start of that period';
 
 -- No unique key: sessions that edit seeds need not wait for each other, and a
 -- parallel restore cannot deadlock.
@@ -487,6 +551,13 @@ CREATE TRIGGER llm_config_truncate BEFORE TRUNCATE ON @extschema@.llm_error_poli
 ALTER TABLE @extschema@.llm_error_policies ENABLE ALWAYS TRIGGER llm_config_row;
 ALTER TABLE @extschema@.llm_error_policies ENABLE ALWAYS TRIGGER llm_config_truncate;
 
+CREATE TRIGGER llm_config_row BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.llm_budgets
+    FOR EACH ROW EXECUTE FUNCTION @extschema@._llm_config_row();
+CREATE TRIGGER llm_config_truncate BEFORE TRUNCATE ON @extschema@.llm_budgets
+    FOR EACH STATEMENT EXECUTE FUNCTION @extschema@._llm_config_truncate();
+ALTER TABLE @extschema@.llm_budgets ENABLE ALWAYS TRIGGER llm_config_row;
+ALTER TABLE @extschema@.llm_budgets ENABLE ALWAYS TRIGGER llm_config_truncate;
+
 CREATE TRIGGER llm_config_row BEFORE INSERT OR UPDATE OR DELETE ON @extschema@._llm_tombstones
     FOR EACH ROW EXECUTE FUNCTION @extschema@._llm_config_row();
 ALTER TABLE @extschema@._llm_tombstones ENABLE ALWAYS TRIGGER llm_config_row;
@@ -504,6 +575,8 @@ SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_tasks', 'WHERE NOT b
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_routing_rules', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_routing_rules_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_error_policies', 'WHERE NOT builtin');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_budgets', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@._llm_budget_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@._llm_tombstones', '');
 
 
@@ -566,7 +639,9 @@ CREATE TABLE @extschema@.llm_requests (
     prompt text,
     response text,
     passed_over text,
-    passed_over_class text
+    passed_over_class text,
+    downgraded_by text,
+    downgraded_from text
 ) USING heap;
 CREATE INDEX llm_requests_created_at_idx ON @extschema@.llm_requests
     USING brin (created_at) WITH (autosummarize = on);
@@ -645,7 +720,7 @@ IS 'from the call to the first token of the answer, in milliseconds';
 COMMENT ON COLUMN @extschema@.llm_requests.queue_ms
 IS 'how much of that the call waited before it was sent, in milliseconds';
 COMMENT ON COLUMN @extschema@.llm_requests.budgets
-IS 'the budgets that were charged';
+IS 'the budgets that the attempts were charged to, by id; NULL: none';
 COMMENT ON COLUMN @extschema@.llm_requests.tags
 IS 'the tags of the call, with those of llm_gateway.tags';
 COMMENT ON COLUMN @extschema@.llm_requests.prompt_hash
@@ -657,7 +732,11 @@ IS 'the answer; NULL unless llm_gateway.log_content is on';
 COMMENT ON COLUMN @extschema@.llm_requests.passed_over
 IS 'the provider of the first candidate where it was not even asked; NULL: it was';
 COMMENT ON COLUMN @extschema@.llm_requests.passed_over_class
-IS 'why: unavailable (its circuit breaker was open, or it was parked), rate_limit (it had no room), auth (its key could not be read)';
+IS 'why: unavailable (its circuit breaker was open, or it was parked), rate_limit (it had no room), auth (its key could not be read), budget (it might have cost more than was left)';
+COMMENT ON COLUMN @extschema@.llm_requests.downgraded_by
+IS 'the budget because of which better models were left out, or all of them; NULL: none was';
+COMMENT ON COLUMN @extschema@.llm_requests.downgraded_from
+IS 'the best tier that was left out for it';
 
 CREATE TABLE @extschema@.llm_attempts (
     request_id bigint,
@@ -780,6 +859,119 @@ IS 'what the requests were estimated to cost';
 COMMENT ON COLUMN @extschema@.llm_daily_spend.cost_usd
 IS 'what the attempts cost, without the unpriced ones';
 
+-- What budgets have spent.  In nano-dollars, as they are reckoned; a budget that
+-- is gone leaves its rows, and its id is not used again.
+CREATE TABLE @extschema@._llm_budget_spend (
+    budget_id bigint,
+    period_start timestamptz,
+    spent_nano bigint NOT NULL,
+    PRIMARY KEY (budget_id, period_start)
+) USING heap;
+REVOKE ALL ON TABLE @extschema@._llm_budget_spend FROM PUBLIC;
+COMMENT ON TABLE @extschema@._llm_budget_spend
+IS 'internal: what attempts charged to a budget cost in each of its periods, written with their rows in llm_attempts';
+COMMENT ON COLUMN @extschema@._llm_budget_spend.budget_id
+IS 'llm_budgets.id';
+COMMENT ON COLUMN @extschema@._llm_budget_spend.period_start
+IS 'when the period begins in which the attempts were made';
+COMMENT ON COLUMN @extschema@._llm_budget_spend.spent_nano
+IS 'the sum, in nano-dollars: 1000000000 is one USD';
+
+-- Answers that are kept for calls that ask for the same.  They hold texts, so a role
+-- sees its own, even of a task that shares them; whom they may be given to is in
+-- the key.  Written by the worker, made again at any time, so never dumped.
+CREATE TABLE @extschema@.llm_cache (
+    key bytea PRIMARY KEY,
+    role text NOT NULL,
+    role_oid oid NOT NULL,
+    task text,
+    provider text NOT NULL,
+    model text NOT NULL,
+    model_tier text,
+    response text,
+    tool_calls jsonb,
+    finish_reason text,
+    input_tokens bigint,
+    cached_input_tokens bigint,
+    cache_write_tokens bigint,
+    output_tokens bigint,
+    reasoning_tokens bigint,
+    cost_usd numeric,
+    created_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    size bigint NOT NULL,
+    request_id bigint NOT NULL,
+    scope bytea,
+    embedding real[]
+) USING heap;
+ALTER TABLE @extschema@.llm_cache ALTER COLUMN embedding SET STORAGE EXTERNAL;
+CREATE INDEX llm_cache_created_at_idx ON @extschema@.llm_cache (created_at);
+CREATE INDEX llm_cache_expires_at_idx ON @extschema@.llm_cache (expires_at);
+CREATE INDEX llm_cache_scope_idx ON @extschema@.llm_cache (scope, created_at DESC);
+ALTER TABLE @extschema@.llm_cache ENABLE ROW LEVEL SECURITY;
+CREATE POLICY llm_own_or_report ON @extschema@.llm_cache FOR SELECT USING (
+    (SELECT pg_catalog.has_function_privilege('@extschema@._llm_reports_all()'::pg_catalog.regprocedure, 'EXECUTE'))
+    OR (role OPERATOR(pg_catalog.=) CURRENT_USER
+        AND role_oid OPERATOR(pg_catalog.=) (SELECT pg_catalog.to_regrole(pg_catalog.quote_ident(CURRENT_USER)))));
+CREATE POLICY llm_delete ON @extschema@.llm_cache FOR DELETE USING (true);
+REVOKE ALL ON TABLE @extschema@.llm_cache FROM PUBLIC;
+COMMENT ON TABLE @extschema@.llm_cache
+IS 'answers that are kept, each until it expires or llm_gateway.cache_size is reached; rows may be deleted at any time';
+COMMENT ON INDEX @extschema@.llm_cache_created_at_idx
+IS 'for the oldest';
+COMMENT ON INDEX @extschema@.llm_cache_expires_at_idx
+IS 'for those that have expired';
+COMMENT ON INDEX @extschema@.llm_cache_scope_idx
+IS 'for answers to similar prompts';
+COMMENT ON POLICY llm_own_or_report ON @extschema@.llm_cache
+IS 'a role sees answers to its own calls, one granted report sees all';
+COMMENT ON POLICY llm_delete ON @extschema@.llm_cache
+IS 'who may delete, may delete what it sees';
+COMMENT ON COLUMN @extschema@.llm_cache.key
+IS 'a keyed hash of all that shapes the answer, and of who may have it';
+COMMENT ON COLUMN @extschema@.llm_cache.role
+IS 'the role whose call it answered';
+COMMENT ON COLUMN @extschema@.llm_cache.role_oid
+IS 'the OID that this role had';
+COMMENT ON COLUMN @extschema@.llm_cache.task
+IS 'the task of that call';
+COMMENT ON COLUMN @extschema@.llm_cache.provider
+IS 'where the answer came from';
+COMMENT ON COLUMN @extschema@.llm_cache.model
+IS 'the model that answered';
+COMMENT ON COLUMN @extschema@.llm_cache.model_tier
+IS 'its tier at that time';
+COMMENT ON COLUMN @extschema@.llm_cache.response
+IS 'the answer';
+COMMENT ON COLUMN @extschema@.llm_cache.tool_calls
+IS 'the tools that it calls; NULL: none';
+COMMENT ON COLUMN @extschema@.llm_cache.finish_reason
+IS 'why the answer ends where it does: stop, length, ...';
+COMMENT ON COLUMN @extschema@.llm_cache.input_tokens
+IS 'tokens of the prompt';
+COMMENT ON COLUMN @extschema@.llm_cache.cached_input_tokens
+IS 'those of them that the provider had cached';
+COMMENT ON COLUMN @extschema@.llm_cache.cache_write_tokens
+IS 'those of them that the provider stored in its cache';
+COMMENT ON COLUMN @extschema@.llm_cache.output_tokens
+IS 'tokens of the answer';
+COMMENT ON COLUMN @extschema@.llm_cache.reasoning_tokens
+IS 'those of them that the model spent on thinking';
+COMMENT ON COLUMN @extschema@.llm_cache.cost_usd
+IS 'what the attempt did cost that it answered; NULL: the model has no price';
+COMMENT ON COLUMN @extschema@.llm_cache.created_at
+IS 'when the answer came';
+COMMENT ON COLUMN @extschema@.llm_cache.expires_at
+IS 'from when it is not given any more';
+COMMENT ON COLUMN @extschema@.llm_cache.size
+IS 'the bytes that count against llm_gateway.cache_size';
+COMMENT ON COLUMN @extschema@.llm_cache.request_id
+IS 'the request that it answered, a row of llm_requests';
+COMMENT ON COLUMN @extschema@.llm_cache.scope
+IS 'a keyed hash of the same but for the prompt''s words: prompts are similar only within it; NULL: the answer is for equal prompts only';
+COMMENT ON COLUMN @extschema@.llm_cache.embedding
+IS 'the meaning of the prompt, as llm_gateway.cache_embedding_model has it; NULL: the answer is for equal prompts only';
+
 -- What circuit breakers did.  Few rows; what they say of a provider is no
 -- secret of a role, so they have no row security.
 CREATE TABLE @extschema@.llm_breaker_events (
@@ -864,6 +1056,7 @@ IS 'the records';
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_requests', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_attempts', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_daily_spend', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@._llm_budget_spend', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.llm_breaker_events', '');
 
 CREATE FUNCTION @extschema@._llm_worker_status()
@@ -910,6 +1103,30 @@ LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10 ROWS 10;
 REVOKE ALL ON FUNCTION @extschema@._llm_provider_status() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@._llm_provider_status()
 IS 'internal: the rows of llm_provider_status';
+
+CREATE FUNCTION @extschema@._llm_budget_status()
+RETURNS TABLE (
+    budget text,
+    period_start timestamptz,
+    limit_usd numeric,
+    spent_usd numeric,
+    reserved_usd numeric,
+    remaining_usd numeric,
+    remaining_fraction numeric,
+    resets_at timestamptz,
+    period text,
+    timezone text,
+    scope text,
+    best_tier text,
+    strict boolean,
+    on_exhausted text,
+    as_of timestamptz,
+    notice text)
+AS 'MODULE_PATHNAME', 'llmgw_sql_budget_status'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 100 ROWS 10;
+REVOKE ALL ON FUNCTION @extschema@._llm_budget_status() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@._llm_budget_status()
+IS 'internal: the rows of llm_budget_status';
 
 
 -- ---------------------------------------------------------------------------
@@ -988,7 +1205,7 @@ IS 'the provider that failed or, being the first candidate, was not even asked';
 COMMENT ON COLUMN @extschema@.llm_fallback_report.to_provider
 IS 'the provider that answered; NULL: none did';
 COMMENT ON COLUMN @extschema@.llm_fallback_report.error_class
-IS 'why it failed, in the words of llm_error_policies; unavailable: its circuit breaker was open, or it was parked';
+IS 'why it failed, in the words of llm_error_policies; unavailable: its circuit breaker was open, or it was parked; budget: it might have cost more than was left';
 COMMENT ON COLUMN @extschema@.llm_fallback_report.requests
 IS 'requests to which that happened; one that tried several providers counts for each of them';
 
@@ -1136,6 +1353,237 @@ COMMENT ON COLUMN @extschema@.llm_provider_status.last_probe_at
 IS 'when it was last probed; NULL: never';
 COMMENT ON COLUMN @extschema@.llm_provider_status.last_probe_ok
 IS 'whether that probe was answered';
+
+-- Whose rows these are, the function decides, as row security does for the ledger.
+CREATE VIEW @extschema@.llm_budget_status WITH (security_invoker = true) AS
+SELECT * FROM @extschema@._llm_budget_status();
+REVOKE ALL ON TABLE @extschema@.llm_budget_status FROM PUBLIC;
+COMMENT ON VIEW @extschema@.llm_budget_status
+IS 'how each budget stands at this moment, calls under way included; a role sees those that its calls may be charged to, one granted report sees all';
+COMMENT ON COLUMN @extschema@.llm_budget_status.budget
+IS 'the budget, a row of llm_budgets';
+COMMENT ON COLUMN @extschema@.llm_budget_status.period_start
+IS 'when the running period began';
+COMMENT ON COLUMN @extschema@.llm_budget_status.limit_usd
+IS 'what may be spent in a period; NULL: the budget only counts';
+COMMENT ON COLUMN @extschema@.llm_budget_status.spent_usd
+IS 'what calls that have ended have cost; NULL: not known yet, see notice';
+COMMENT ON COLUMN @extschema@.llm_budget_status.reserved_usd
+IS 'what calls under way may cost';
+COMMENT ON COLUMN @extschema@.llm_budget_status.remaining_usd
+IS 'the limit without both; negative after an overrun; NULL: there is no limit';
+COMMENT ON COLUMN @extschema@.llm_budget_status.remaining_fraction
+IS 'the part of the limit that remains, which llm_priorities are compared with';
+COMMENT ON COLUMN @extschema@.llm_budget_status.resets_at
+IS 'when the next period begins, with nothing spent';
+COMMENT ON COLUMN @extschema@.llm_budget_status.period
+IS 'hour, day, week or month';
+COMMENT ON COLUMN @extschema@.llm_budget_status.timezone
+IS 'where periods begin and end';
+COMMENT ON COLUMN @extschema@.llm_budget_status.scope
+IS 'which calls are charged to it, in words';
+COMMENT ON COLUMN @extschema@.llm_budget_status.best_tier
+IS 'the best tier that it leaves to calls of priority llm_gateway.default_priority: premium, standard, economy, or none';
+COMMENT ON COLUMN @extschema@.llm_budget_status.strict
+IS 'whether it reserves the most that a call can cost';
+COMMENT ON COLUMN @extschema@.llm_budget_status.on_exhausted
+IS 'what becomes of calls when nothing is left: reject, or cache_only';
+COMMENT ON COLUMN @extschema@.llm_budget_status.as_of
+IS 'the moment that the row is about';
+COMMENT ON COLUMN @extschema@.llm_budget_status.notice
+IS 'why there are no numbers; NULL: there are';
+
+CREATE VIEW @extschema@.llm_budget_forecast WITH (security_invoker = true) AS
+SELECT f.budget,
+       f.period_start,
+       f.resets_at,
+       f.limit_usd,
+       f.spent_usd,
+       pg_catalog.trim_scale(pg_catalog.round(f.elapsed OPERATOR(pg_catalog./) f.whole, 4)) AS elapsed_fraction,
+       CASE WHEN f.elapsed OPERATOR(pg_catalog.>) 0
+           THEN pg_catalog.trim_scale(pg_catalog.round(f.spent_usd OPERATOR(pg_catalog.*) 3600 OPERATOR(pg_catalog./) f.elapsed, 6))
+           END AS usd_per_hour,
+       CASE WHEN f.elapsed OPERATOR(pg_catalog.>) 0
+           THEN pg_catalog.trim_scale(pg_catalog.round(f.spent_usd OPERATOR(pg_catalog.*) f.whole OPERATOR(pg_catalog./) f.elapsed, 6))
+           END AS projected_usd,
+       pg_catalog.trim_scale(pg_catalog.round(f.recent_usd OPERATOR(pg_catalog.*) 3600 OPERATOR(pg_catalog./) f.recent, 6)) AS recent_usd_per_hour,
+       pg_catalog.trim_scale(pg_catalog.round(f.recent_projected_usd, 6)) AS recent_projected_usd,
+       CASE WHEN f.spent_usd OPERATOR(pg_catalog.>=) f.limit_usd THEN f.as_of
+           WHEN f.recent_projected_usd OPERATOR(pg_catalog.>=) f.limit_usd
+           THEN f.as_of OPERATOR(pg_catalog.+) (interval '1 second' OPERATOR(pg_catalog.*)
+               ((f.limit_usd OPERATOR(pg_catalog.-) f.spent_usd) OPERATOR(pg_catalog.*) f.recent
+                   OPERATOR(pg_catalog./) f.recent_usd)::double precision)
+           END AS exhausted_at
+FROM (SELECT e.*,
+             e.spent_usd OPERATOR(pg_catalog.+)
+                 (e.recent_usd OPERATOR(pg_catalog.*) (e.whole OPERATOR(pg_catalog.-) e.elapsed)
+                     OPERATOR(pg_catalog./) e.recent) AS recent_projected_usd
+      FROM (SELECT w.*,
+                   (SELECT coalesce(pg_catalog.sum(a.cost_usd), 0)
+                    FROM @extschema@.llm_requests r
+                    JOIN @extschema@.llm_attempts a ON a.request_id OPERATOR(pg_catalog.=) r.request_id
+                    WHERE r.created_at OPERATOR(pg_catalog.>)
+                          (w.as_of OPERATOR(pg_catalog.-) (interval '1 second' OPERATOR(pg_catalog.*) w.recent::double precision))
+                      AND r.created_at OPERATOR(pg_catalog.<=) w.as_of
+                      AND w.budget OPERATOR(pg_catalog.=) ANY (r.budgets)
+                      AND (b.provider IS NULL OR a.provider OPERATOR(pg_catalog.=) b.provider)
+                      AND (b.model IS NULL OR a.model OPERATOR(pg_catalog.=) b.model
+                          OR (a.provider OPERATOR(pg_catalog.||) '/' OPERATOR(pg_catalog.||) a.model)
+                              OPERATOR(pg_catalog.=) b.model)) AS recent_usd
+            FROM (SELECT s.*,
+                         EXTRACT(epoch FROM s.as_of OPERATOR(pg_catalog.-) s.period_start) AS elapsed,
+                         EXTRACT(epoch FROM s.resets_at OPERATOR(pg_catalog.-) s.period_start) AS whole,
+                         CASE WHEN s.period OPERATOR(pg_catalog.=) 'hour' THEN 900
+                             WHEN s.period OPERATOR(pg_catalog.=) 'day' THEN 10800
+                             ELSE 86400 END::numeric AS recent
+                  FROM @extschema@._llm_budget_status() s) w
+            JOIN @extschema@.llm_budgets b ON b.name OPERATOR(pg_catalog.=) w.budget) e) f
+ORDER BY f.budget;
+REVOKE ALL ON TABLE @extschema@.llm_budget_forecast FROM PUBLIC;
+COMMENT ON VIEW @extschema@.llm_budget_forecast
+IS 'what each budget will have spent when its period ends, if it goes on as in the whole period so far, or as it did recently: in the last 24 hours, of a day in its last 3, of an hour in its last 15 minutes';
+COMMENT ON COLUMN @extschema@.llm_budget_forecast.budget
+IS 'the budget, a row of llm_budgets';
+COMMENT ON COLUMN @extschema@.llm_budget_forecast.period_start
+IS 'when the running period began';
+COMMENT ON COLUMN @extschema@.llm_budget_forecast.resets_at
+IS 'when it ends';
+COMMENT ON COLUMN @extschema@.llm_budget_forecast.limit_usd
+IS 'what may be spent in it; NULL: the budget only counts';
+COMMENT ON COLUMN @extschema@.llm_budget_forecast.spent_usd
+IS 'what has been spent so far; NULL: not known yet, see notice of llm_budget_status';
+COMMENT ON COLUMN @extschema@.llm_budget_forecast.elapsed_fraction
+IS 'the part of the period that is over';
+COMMENT ON COLUMN @extschema@.llm_budget_forecast.usd_per_hour
+IS 'spent in an hour on average, since the period began';
+COMMENT ON COLUMN @extschema@.llm_budget_forecast.projected_usd
+IS 'spent at the end of the period at that rate';
+COMMENT ON COLUMN @extschema@.llm_budget_forecast.recent_usd_per_hour
+IS 'spent in an hour on average, recently';
+COMMENT ON COLUMN @extschema@.llm_budget_forecast.recent_projected_usd
+IS 'spent at the end of the period at the recent rate from now on';
+COMMENT ON COLUMN @extschema@.llm_budget_forecast.exhausted_at
+IS 'when the limit is reached at the recent rate; now, if it has been; NULL: not in this period';
+
+CREATE VIEW @extschema@.llm_downgrade_report WITH (security_invoker = true) AS
+SELECT pg_catalog.date_trunc('hour', r.created_at, 'UTC') AS hour,
+       r.downgraded_by AS budget,
+       r.priority,
+       r.downgraded_from AS from_tier,
+       r.model_tier AS to_tier,
+       pg_catalog.count(*) AS requests,
+       pg_catalog.count(*) FILTER (WHERE r.status OPERATOR(pg_catalog.=) 'cached') AS cached,
+       pg_catalog.count(*) FILTER (WHERE r.status OPERATOR(pg_catalog.=) 'rejected') AS rejected,
+       pg_catalog.sum(r.cost_usd) AS cost_usd
+FROM @extschema@.llm_requests r
+WHERE r.downgraded_by IS NOT NULL
+GROUP BY 1, 2, 3, 4, 5
+ORDER BY 1 DESC, 6 DESC, 2, 3, 4, 5;
+REVOKE ALL ON TABLE @extschema@.llm_downgrade_report FROM PUBLIC;
+COMMENT ON VIEW @extschema@.llm_downgrade_report
+IS 'requests that a budget kept from better models, by hour';
+COMMENT ON COLUMN @extschema@.llm_downgrade_report.hour
+IS 'the hour of the requests';
+COMMENT ON COLUMN @extschema@.llm_downgrade_report.budget
+IS 'the budget that took the better models away';
+COMMENT ON COLUMN @extschema@.llm_downgrade_report.priority
+IS 'the priority of the requests';
+COMMENT ON COLUMN @extschema@.llm_downgrade_report.from_tier
+IS 'the best tier that was left out';
+COMMENT ON COLUMN @extschema@.llm_downgrade_report.to_tier
+IS 'the tier of the model that answered, or was tried last; NULL: none was asked';
+COMMENT ON COLUMN @extschema@.llm_downgrade_report.requests
+IS 'requests, however they ended';
+COMMENT ON COLUMN @extschema@.llm_downgrade_report.cached
+IS 'those that a kept answer was good enough for';
+COMMENT ON COLUMN @extschema@.llm_downgrade_report.rejected
+IS 'those of which nothing was sent';
+COMMENT ON COLUMN @extschema@.llm_downgrade_report.cost_usd
+IS 'what they cost, all attempts included; NULL: no cost is known';
+
+CREATE VIEW @extschema@.llm_savings_report WITH (security_invoker = true) AS
+SELECT s.day,
+       s.saved_by,
+       s.task,
+       s.model,
+       s.compared_with,
+       pg_catalog.count(*) AS requests,
+       pg_catalog.sum(s.cost_usd) AS cost_usd,
+       pg_catalog.trim_scale(pg_catalog.round(pg_catalog.sum(s.otherwise_usd), 9)) AS otherwise_usd,
+       pg_catalog.trim_scale(pg_catalog.round(pg_catalog.sum(s.otherwise_usd OPERATOR(pg_catalog.-) s.cost_usd), 9)) AS saved_usd
+FROM (SELECT (r.created_at AT TIME ZONE 'UTC')::pg_catalog.date AS day,
+             CASE WHEN r.downgraded_by IS NULL THEN 'routing' ELSE 'budget' END AS saved_by,
+             r.task,
+             a.model,
+             b.provider OPERATOR(pg_catalog.||) '/' OPERATOR(pg_catalog.||) b.name AS compared_with,
+             a.cost_usd,
+             (((a.input_tokens OPERATOR(pg_catalog.-) a.cached_input_tokens OPERATOR(pg_catalog.-) a.cache_write_tokens)::numeric
+                     OPERATOR(pg_catalog.*) b.input_price)
+               OPERATOR(pg_catalog.+)
+               (a.cached_input_tokens::numeric OPERATOR(pg_catalog.*) coalesce(b.cached_input_price, b.input_price))
+               OPERATOR(pg_catalog.+)
+               (a.cache_write_tokens::numeric OPERATOR(pg_catalog.*) coalesce(b.cache_write_price, b.input_price))
+               OPERATOR(pg_catalog.+)
+               (a.output_tokens::numeric OPERATOR(pg_catalog.*) b.output_price))
+               OPERATOR(pg_catalog./) 1000000 AS otherwise_usd
+      FROM @extschema@.llm_requests r
+      JOIN @extschema@.llm_attempts a ON a.request_id OPERATOR(pg_catalog.=) r.request_id
+      -- what would be asked if quality alone decided
+      CROSS JOIN (SELECT m.*, t.rank
+                  FROM @extschema@.llm_models m
+                  JOIN @extschema@.llm_providers p ON p.name OPERATOR(pg_catalog.=) m.provider
+                  JOIN @extschema@.llm_tiers t ON t.name OPERATOR(pg_catalog.=) m.tier
+                  WHERE m.enabled AND p.enabled AND m.input_price IS NOT NULL AND m.output_price IS NOT NULL
+                    AND (m.capabilities IS NULL OR NOT m.capabilities OPERATOR(pg_catalog.<@) ARRAY['embedding'])
+                  ORDER BY t.rank, m.quality DESC, m.provider, m.name
+                  LIMIT 1) b
+      LEFT JOIN @extschema@.llm_tiers tier ON tier.name OPERATOR(pg_catalog.=) r.model_tier
+      WHERE r.status OPERATOR(pg_catalog.=) 'ok'
+        AND r.operation OPERATOR(pg_catalog.=) ANY ('{complete,chat,json,stream}')
+        AND a.error_class IS NULL
+        AND a.cost_usd IS NOT NULL
+        AND (tier.rank IS NULL OR tier.rank OPERATOR(pg_catalog.>) b.rank)
+        -- a model that the caller named was no choice of the gateway's
+        AND (r.requested_model IS NULL
+            OR EXISTS (SELECT FROM @extschema@.llm_routing_rules rule
+                       WHERE rule.alias OPERATOR(pg_catalog.=) r.requested_model))
+      UNION ALL
+      SELECT (r.created_at AT TIME ZONE 'UTC')::pg_catalog.date,
+             'cache',
+             r.task,
+             r.model,
+             NULL,
+             0,
+             coalesce(paid.cost_usd, CASE WHEN r.estimated_usd OPERATOR(pg_catalog.>) 0 THEN r.estimated_usd END)
+      FROM @extschema@.llm_requests r
+      LEFT JOIN (SELECT o.prompt_hash, pg_catalog.avg(o.cost_usd) AS cost_usd
+                 FROM @extschema@.llm_requests o
+                 WHERE o.status OPERATOR(pg_catalog.=) 'ok' AND o.prompt_hash IS NOT NULL
+                 GROUP BY o.prompt_hash) paid ON paid.prompt_hash OPERATOR(pg_catalog.=) r.prompt_hash
+      WHERE r.status OPERATOR(pg_catalog.=) 'cached') s
+GROUP BY 1, 2, 3, 4, 5
+ORDER BY 1 DESC, 9 DESC NULLS LAST, 2, 3, 4, 5;
+REVOKE ALL ON TABLE @extschema@.llm_savings_report FROM PUBLIC;
+COMMENT ON VIEW @extschema@.llm_savings_report
+IS 'what routing, budgets and kept answers have saved, at the prices of llm_models as they are now';
+COMMENT ON COLUMN @extschema@.llm_savings_report.day
+IS 'the UTC day of the requests';
+COMMENT ON COLUMN @extschema@.llm_savings_report.saved_by
+IS 'routing: rules chose a cheaper tier; budget: a budget did; cache: no call was needed';
+COMMENT ON COLUMN @extschema@.llm_savings_report.task
+IS 'the task';
+COMMENT ON COLUMN @extschema@.llm_savings_report.model
+IS 'the model that answered; NULL: not recorded';
+COMMENT ON COLUMN @extschema@.llm_savings_report.compared_with
+IS 'the model whose prices it is compared with: of those that have prices the one of the best tier with the highest quality; NULL, of cache: what answers to the same prompt cost on average, or else the estimate, if there is one';
+COMMENT ON COLUMN @extschema@.llm_savings_report.requests
+IS 'answers; not those of the best tier, nor of models that the caller named';
+COMMENT ON COLUMN @extschema@.llm_savings_report.cost_usd
+IS 'what they cost, without attempts that failed';
+COMMENT ON COLUMN @extschema@.llm_savings_report.otherwise_usd
+IS 'what their tokens would have cost; NULL: not known';
+COMMENT ON COLUMN @extschema@.llm_savings_report.saved_usd
+IS 'the difference; negative where the cheaper tier was the dearer one';
 
 
 -- ---------------------------------------------------------------------------

@@ -13,9 +13,12 @@
 #include "miscadmin.h"
 
 #include "balance.h"
+#include "cache.h"
+#include "budget.h"
 #include "compat.h"
 #include "config.h"
 #include "endpoint.h"
+#include "estimate.h"
 #include "guc.h"
 #include "launcher.h"
 #include "lifecycle.h"
@@ -48,6 +51,9 @@ _PG_init(void)
 	llmgw_spool_init();
 	llmgw_endpoint_init();
 	llmgw_balance_init();
+	llmgw_estimate_init();
+	llmgw_cache_init();
+	llmgw_budget_init();
 	llmgw_launcher_init();
 	llmgw_lifecycle_init();
 }

@@ -206,13 +206,23 @@ class Bench:
         self.compare("sync", "64 sessions at 20 ms: ledger_sync on / off", "calls/s",
                      lambda: self.tps("off", 64, self.model("l20")), lambda: self.tps("on", 64, self.model("l20")), ">= 0.7")
 
+    def cache(self) -> None:
+        """a loop of calls that a kept answer is there for, against calls that are made, of the stub without latency"""
+        model = self.model("")
+        hit = f"SELECT count(llm_complete('xxxxx', model => '{model}', cache => 'on')) FROM generate_series(1, "
+        self.server.run(f"{hit}1)")
+        while self.server.run("SELECT count(*) FROM llm_cache") != ["1"]:
+            time.sleep(0.01)
+        self.compare("cache", "a call that is served from the cache / a call that is made", "us/call",
+                     lambda: self.loop(2000), lambda: self.server.seconds(f"{hit}2000)") * 1e6 / 2000, "<= 0.33")
+
     def breaker(self) -> None:
         """breaker and limiter together (asking for admission and settling it, in a loop that does nothing else), against
         taking two locks that are free: CPU time of one session; then of all processors, with 64 sessions at one endpoint.
         With limits of all kinds, which costs most, and without."""
         server = Server(self.psql, self.admission_host)
         server.run("CREATE FUNCTION bench_admission(int, bool) RETURNS float8 LANGUAGE c AS 'llm_gateway';"
-                   "CREATE FUNCTION bench_lock(int) RETURNS float8 LANGUAGE c AS 'llm_gateway'")
+                   "CREATE OR REPLACE FUNCTION bench_lock(int) RETURNS float8 LANGUAGE c AS 'llm_gateway'")
         cores = len(os.sched_getaffinity(0))
 
         def alone(function: str) -> float:
@@ -228,6 +238,69 @@ class Bench:
             self.compare("breaker 64", f"the same in 64 sessions, {limits}", "ns",
                          lambda: alone("bench_lock(200000)"),
                          lambda limited=limited: together(f"bench_admission(200, {limited})", 200), "10000 ns")
+
+    def budgets(self) -> None:
+        """reserving and settling an attempt on five budgets, against taking two locks that are free: CPU time of one
+        session; then of all processors, with 64 sessions at the same five. And what it takes to find the account of one."""
+        server = Server(self.psql, self.admission_host)
+        server.run("CREATE OR REPLACE FUNCTION bench_lock(int) RETURNS float8 LANGUAGE c AS 'llm_gateway';"
+                   "CREATE FUNCTION bench_budgets(int) RETURNS float8 LANGUAGE c AS 'llm_gateway';"
+                   "CREATE FUNCTION bench_budget_open(int) RETURNS float8 LANGUAGE c AS 'llm_gateway'")
+        cores = len(os.sched_getaffinity(0))
+
+        def alone(function: str) -> float:
+            return float(server.run(f"SELECT {function}")[0])
+
+        def together(calls: int) -> float:
+            return cores * 1e9 / (calls * self.transactions(64, f"SELECT bench_budgets({calls})", PGHOST=self.admission_host))
+
+        self.compare("budgets", "reserve and settle on five budgets / two locks that are free", "ns",
+                     lambda: alone("bench_lock(200000)"), lambda: alone("bench_budgets(100000)"), "2000 ns")
+        self.compare("budgets 64", "the same in 64 sessions", "ns",
+                     lambda: alone("bench_lock(200000)"), lambda: together(200), "20000 ns")
+        self.compare("budget", "finding the account of a budget / two locks that are free", "ns",
+                     lambda: alone("bench_lock(200000)"), lambda: alone("bench_budget_open(100000)"), "50 ns")
+
+    def route(self) -> None:
+        """a routing decision (all but the sending: rules by task, alias, role and tags, candidates, estimates, order, the
+        turn among providers) with 50 models of 10 providers and 200 rules, against taking two locks that are free"""
+        server = Server(self.psql, self.admission_host)
+        server.run(
+            "CREATE FUNCTION bench_route(int, text, text, text, jsonb) RETURNS float8 LANGUAGE c AS 'llm_gateway';"
+            "CREATE OR REPLACE FUNCTION bench_lock(int) RETURNS float8 LANGUAGE c AS 'llm_gateway';"
+            "CREATE ROLE team0; CREATE ROLE team1; CREATE ROLE team2; CREATE ROLE team3; GRANT team0, team1 TO CURRENT_USER;"
+            "INSERT INTO llm_providers(name, kind) SELECT 'p' || p, 'mock' FROM generate_series(0, 9) p;"
+            "INSERT INTO llm_models(provider, name, quality, input_price, output_price, capabilities) "
+            "SELECT 'p' || (m + k) % 10, 'model-' || m, m, m, 4 * m, '{chat,tools,json_schema,temperature}' "
+            "FROM generate_series(0, 24) m, generate_series(0, 1) k;"
+            "INSERT INTO llm_routing_rules(task, alias, model, rank, role, tags) SELECT "
+            "CASE WHEN r % 10 < 6 THEN (ARRAY['coding','creative','analysis','chat','math','lookup'])[1 + r / 10 % 6] END, "
+            "CASE WHEN r % 10 IN (6, 7) THEN 'alias-' || r / 10 END, "
+            "CASE WHEN r % 3 = 0 THEN 'p' || (r % 25) % 10 || '/' ELSE '' END || 'model-' || r % 25, r, "
+            "CASE WHEN r % 4 = 0 THEN 'team' || r / 4 % 4 END, "
+            "CASE WHEN r % 5 = 0 THEN jsonb_build_object('team', 'team' || r / 5 % 3, 'n', 1) END FROM generate_series(0, 199) r;"
+            # each provider has a breaker and a latency then, each model a mean answer
+            "SET llm_gateway.ledger_sync = off; SELECT count(llm_complete('x', model => provider || '/' || name)) "
+            "FROM llm_models, generate_series(1, 8)")
+        tags = """'{"team": "team0", "n": 1, "ticket": [4711]}'"""
+
+        def decide(arguments: str) -> float:
+            return float(server.run(f"SELECT bench_route(20000, {arguments})")[0])
+
+        for what, arguments in (("rules of a task", "'coding', NULL, 'none', NULL"),
+                                ("the same by cost", "'coding', NULL, 'cost', NULL"),
+                                ("the same by speed", "'coding', NULL, 'speed', NULL"),
+                                ("rules of any task, with tags", f"'default', NULL, 'none', {tags}"),
+                                ("an alias", "'default', 'alias-3', 'none', NULL"),
+                                ("a named model", "'default', 'model-7', 'none', NULL")):
+            self.compare("route", f"a routing decision, {what} / two locks that are free", "ns",
+                         lambda: float(server.run("SELECT bench_lock(200000)")[0]),
+                         lambda arguments=arguments: decide(arguments), "10000 ns")
+        server.run("DELETE FROM llm_routing_rules")
+        for what, aim in (("all 50 models", "none"), ("all 50 models by cost", "cost")):
+            self.compare("route", f"a routing decision, {what} / two locks that are free", "ns",
+                         lambda: float(server.run("SELECT bench_lock(200000)")[0]),
+                         lambda aim=aim: decide(f"'default', NULL, '{aim}', NULL"), "10000 ns")
 
     def outage(self) -> None:
         """a model of two providers, one of them dead and its breaker open, against the healthy one alone: the CPU time of
@@ -307,8 +380,8 @@ class Bench:
                      lambda: next(numbers), self.drain, ">= 0.9")
 
 
-MEASUREMENTS = {"call": Bench.call, "batch": Bench.batch_ideal, "sizes": Bench.sizes, "stream": Bench.stream,
-                "breaker": Bench.breaker, "outage": Bench.outage,
+MEASUREMENTS = {"call": Bench.call, "batch": Bench.batch_ideal, "sizes": Bench.sizes, "stream": Bench.stream, "cache": Bench.cache,
+                "breaker": Bench.breaker, "route": Bench.route, "budgets": Bench.budgets, "outage": Bench.outage,
                 "sync": Bench.ledger_sync, "drain": Bench.ledger_drain, "size": Bench.ledger_size}
 
 

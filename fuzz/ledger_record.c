@@ -22,13 +22,25 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	payload = (const char *) data + 1;
 	size--;
 	initStringInfo(&buf);
-	if (data[0] & 1)
+	if (data[0] & 2)
+	{
+		LlmKeep		keep;
+
+		if (llmgw_keep_decode(payload, (uint32) size, &keep))
+		{
+			llmgw_keep_encode(&buf, &keep);
+			CLAIM(buf.len == (int) size && memcmp(buf.data, payload, size) == 0);
+			CLAIM(llmgw_keep_size(&keep) <= size);
+		}
+	}
+	else if (data[0] & 1)
 	{
 		LlmNote		note;
 
 		if (llmgw_note_decode(payload, (uint32) size, &note))
 		{
 			llmgw_note_encode(&buf, &note);
+			CLAIM(note.attempt.ncharged <= LLMGW_MAX_CHARGED);
 			/* a message that is too long was not made by the encoder */
 			CLAIM(buf.len <= (int) size);
 			if (!note.has_previous)

@@ -78,7 +78,7 @@ make_record(char *to, uint64 offset, uint64 salt, int64 id, const uint8_t *paylo
 
 	header.magic = LLMGW_SPOOL_MAGIC;
 	header.length = len;
-	header.type = LLMGW_RECORD_NOTE + id % 4;
+	header.type = LLMGW_RECORD_NOTE + id % 5;
 	header.request_id = id;
 	header.offset = offset;
 	INIT_CRC32C(crc);

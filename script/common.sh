@@ -18,6 +18,7 @@ cd /    # the cluster's user may be unable to read the checkout
 export LC_ALL=C.UTF-8    # clusters in UTF-8, messages in English
 unset PGSERVICE PGOPTIONS PGHOSTADDR PGSSLMODE
 
+settings=()    # more lines for postgresql.conf of the clusters to be started
 clusters=()    # data directories of running servers
 scratch=()     # what else goes away at the end
 
@@ -241,8 +242,9 @@ set_up() {
 ## Throw-away cluster
 ##
 
-# start_cluster [NAME=VALUE...]  with these in the server's environment; reached through a socket
-# in a directory of its own only. Sets $cluster, and PGHOST, PGPORT, PGUSER for clients.
+# start_cluster [NAME=VALUE...]  with these in the server's environment, and the lines of $settings
+# in postgresql.conf; reached through a socket in a directory of its own only. Sets $cluster, and
+# PGHOST, PGPORT, PGUSER for clients.
 start_cluster() {
     cluster=$(as_cluster_user mktemp -d /tmp/llm_gateway.XXXXXX)
     scratch+=("$cluster")
@@ -250,7 +252,7 @@ start_cluster() {
     logged "$logs/initdb.log" as_cluster_user "$bindir/initdb" -D "$cluster/data" \
         --no-sync -A trust -U postgres -E UTF8 --locale=C
     printf '%s\n' "shared_preload_libraries = 'llm_gateway'" "listen_addresses = ''" \
-        "unix_socket_directories = '$cluster'" 'fsync = off' |
+        "unix_socket_directories = '$cluster'" 'fsync = off' "${settings[@]}" |
         as_cluster_user tee -a "$cluster/data/postgresql.conf" >/dev/null
     clusters+=("$cluster/data")
     as_cluster_user env "$@" "$server_bin/pg_ctl" -D "$cluster/data" -l "$cluster/server.log" -w start \

@@ -5,12 +5,13 @@
 
 CREATE EXTENSION llm_gateway;
 SELECT * FROM llm_add_provider('local', kind => 'openai', api_key => 'env:DEMO_API_KEY',
-                               base_url => :'base_url', models => ARRAY['demo-large', 'demo-small']);
+                               base_url => :'base_url', models => ARRAY['demo-large', 'demo-medium', 'demo-small']);
 
 -- What models cost and how good they are is data (prices in USD per million tokens).
 
 UPDATE llm_models SET tier = 'premium', quality = 90, input_price = 2.50, output_price = 10 WHERE name = 'demo-large';
-UPDATE llm_models SET tier = 'economy', quality = 40, input_price = 0.15, output_price = 0.60 WHERE name = 'demo-small';
+UPDATE llm_models SET tier = 'standard', quality = 70, input_price = 1, output_price = 4 WHERE name = 'demo-medium';
+UPDATE llm_models SET tier = 'economy', quality = 40, input_price = 0.40, output_price = 1.50 WHERE name = 'demo-small';
 
 -- 2. Ask.
 
@@ -52,7 +53,32 @@ SELECT from_state, to_state, reason, error_class FROM llm_breaker_events ORDER B
 DELETE FROM llm_models WHERE name = 'demo-first';
 DELETE FROM llm_providers WHERE name = 'shaky';
 
--- 5. The bill: everything above is in the books, what failed and what is rolled back included.
+-- 5. A budget of 1.2 cents a day, for calls of a team. As it runs low, they get cheaper models; when nothing is left
+-- for calls of their priority, they are refused. (Answers have 400 tokens here, or it would last too long.)
+
+UPDATE llm_models SET upstream_name = 'tokens-400';
+INSERT INTO llm_budgets(name, limit_usd, period, tags) VALUES ('reports', 0.012, 'day', '{"team": "reports"}');
+SET llm_gateway.tags = '{"team": "reports"}';
+SELECT n, model, model_tier, cost_usd, notice, error_class
+  FROM generate_series(1, 7) n, llm_complete_detail('Write report number ' || n, max_tokens => 400);
+SELECT budget, limit_usd, spent_usd, remaining_usd, remaining_fraction, best_tier FROM llm_budget_status;
+
+-- What the error says, and why no model is left. What is kept in reserve is there for critical calls.
+
+\set ON_ERROR_STOP 0
+SELECT llm_complete('Write one more', max_tokens => 400);
+\set ON_ERROR_STOP 1
+SELECT rank, model, model_tier, estimated_usd, chosen, reason FROM llm_route('Write one more', 'critical', max_tokens => 60);
+SELECT model, model_tier, cost_usd, notice FROM llm_complete_detail('Write one more', 'critical', max_tokens => 60);
+
+-- A budget is a row: it is raised for all sessions as soon as this commits.
+
+UPDATE llm_budgets SET limit_usd = 0.1 WHERE name = 'reports';
+SELECT model, model_tier, cost_usd FROM llm_complete_detail('Write one more', max_tokens => 400);
+RESET llm_gateway.tags;
+UPDATE llm_models SET upstream_name = NULL;
+
+-- 6. The bill: everything above is in the books, what failed and what is rolled back included.
 
 BEGIN;
 SELECT llm_complete('This will be rolled back, and paid all the same.', model => 'demo-small', tags => '{"team": "search"}');
@@ -60,8 +86,10 @@ ROLLBACK;
 SELECT request_id % 1000 AS request, model, status, attempts, input_tokens, output_tokens, cost_usd, tags
   FROM llm_requests ORDER BY request_id;
 SELECT model, requests, failures, fallbacks, input_tokens, output_tokens, cost_usd FROM llm_spend_today;
+SELECT budget, priority, from_tier, to_tier, requests, rejected, cost_usd FROM llm_downgrade_report;
+SELECT saved_by, model, compared_with, requests, cost_usd, otherwise_usd, saved_usd FROM llm_savings_report;
 
--- 6. Routing is rows, and rows are transactional: seen by our own next call, by others after COMMIT.
+-- 7. Routing is rows, and rows are transactional: seen by our own next call, by others after COMMIT.
 
 BEGIN;
 UPDATE llm_models SET enabled = false WHERE name = 'demo-large';
@@ -69,7 +97,7 @@ SELECT model FROM llm_complete_detail('Hello!');
 ROLLBACK;
 SELECT model FROM llm_complete_detail('Hello!');
 
--- 7. Errors say what was tried and what to do. (Both are wanted here.)
+-- 8. Errors say what was tried and what to do. (Both are wanted here.)
 
 \set ON_ERROR_STOP 0
 SELECT llm_complete('Hello!', 'demo-large');

@@ -9,7 +9,7 @@ SELECT idx, response, cached, cost_usd, attempts, input_tokens
 FROM llm_complete_batch(ARRAY['a', 'b', 'a', NULL, 'a']);
 SELECT idx, cached, attempts FROM llm_complete_batch(ARRAY['a', 'a'], cache => 'off');
 SELECT idx, cached, attempts FROM llm_complete_batch(ARRAY['a', 'a'], cache => 'on');
-SELECT idx, error_class, response FROM llm_complete_batch(ARRAY['a', NULL], cache => 'only');
+SELECT idx, error_class, response FROM llm_complete_batch(ARRAY['never asked', NULL], cache => 'only');
 SELECT count(DISTINCT request_id) FROM llm_complete_batch(ARRAY['a', 'a', 'b']);
 
 -- an empty prompt is that row's error

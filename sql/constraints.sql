@@ -352,6 +352,12 @@ UPDATE llm_tasks SET optimize = 'beauty' WHERE name = 'poetry';
 UPDATE llm_tasks SET cache_ttl = '-1 s' WHERE name = 'poetry';
 UPDATE llm_tasks SET cache_ttl = '1 year' WHERE name = 'poetry';
 UPDATE llm_tasks SET cache_ttl = '3651 days' WHERE name = 'poetry';
+UPDATE llm_tasks SET cache_similarity = 0 WHERE name = 'poetry';
+UPDATE llm_tasks SET cache_similarity = 1.01 WHERE name = 'poetry';
+UPDATE llm_tasks SET cache_similarity = 'NaN' WHERE name = 'poetry';
+UPDATE llm_tasks SET cache_similar_ttl = '0' WHERE name = 'poetry';
+UPDATE llm_tasks SET cache_similar_ttl = '1 month' WHERE name = 'poetry';
+UPDATE llm_tasks SET cache_similarity = 1, cache_similar_ttl = '1 h' WHERE name = 'poetry';
 UPDATE llm_tasks SET pattern = 'a(b' WHERE name = 'poetry';
 UPDATE llm_tasks SET pattern = repeat('x', 1001) WHERE name = 'poetry';
 UPDATE llm_tasks SET keywords = '{rhyme,"blank verse"}', optimize = 'quality', cache_ttl = '3650 days',

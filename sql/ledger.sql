@@ -163,14 +163,14 @@ SELECT attname, format_type(atttypid, atttypmod) AS type FROM pg_attribute WHERE
 -- every object and column says what it is; nobody has anything; each has a key
 SELECT c.relname, a.attname
 FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-WHERE c.relname ~ '^(llm_(requests|attempts|daily_spend|spend_today|fallback_report|routing_report|estimate_accuracy|worker_status)|_llm_spool_(position|carried))$'
+WHERE c.relname ~ '^(llm_(requests|attempts|daily_spend|spend_today|fallback_report|routing_report|estimate_accuracy|worker_status|cache)|_llm_(spool_(position|carried)|budget_spend))$'
     AND (obj_description(c.oid, 'pg_class') IS NULL OR col_description(c.oid, a.attnum) IS NULL
          OR EXISTS (SELECT FROM aclexplode(c.relacl) WHERE grantee <> c.relowner) OR (c.relkind = 'r' AND c.relreplident <> 'd'));
 SELECT relname, relrowsecurity AS row_security, EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisprimary) AS has_key,
     array_position(extconfig, c.oid) IS NOT NULL AS dumped, extcondition[array_position(extconfig, c.oid)] AS filter
 FROM pg_class c, pg_extension WHERE extname = 'llm_gateway'
     AND c.oid IN ('llm_requests'::regclass, 'llm_attempts'::regclass, 'llm_daily_spend'::regclass, '_llm_spool_position'::regclass,
-        '_llm_spool_carried'::regclass)
+        '_llm_spool_carried'::regclass, '_llm_budget_spend'::regclass, 'llm_cache'::regclass)
 ORDER BY relname COLLATE "C";
 SELECT relname, reloptions FROM pg_class WHERE relkind = 'v' AND relname ~ '^llm_' AND relnamespace = 'public'::regnamespace ORDER BY relname COLLATE "C";
 
@@ -226,13 +226,13 @@ FROM (VALUES (1, 'llm_requests', 'count(*)'), (2, 'llm_attempts', 'count(*)'), (
              (4, 'llm_spend_today', 'count(*) >= 0'), (5, 'llm_fallback_report', 'sum(requests)'), (6, 'llm_routing_report', 'sum(requests)'),
              (7, 'llm_estimate_accuracy', 'count(*) >= 0'), (8, 'llm_worker_status', 'count(*) >= 0'),
              (9, '_llm_worker_status()', 'count(*) >= 0'), (10, '_llm_reports_all()', 'count(*)'), (11, '_llm_spool_position', 'count(*)'),
-             (12, '_llm_spool_carried', 'count(*)'))
+             (12, '_llm_spool_carried', 'count(*)'), (13, '_llm_budget_spend', 'count(*)'), (14, 'llm_cache', 'count(*)'))
     v (n, relation, result), LATERAL format('SELECT %s FROM %s', result, relation) query
 ORDER BY n;
 -- nobody writes
 SELECT count(*) AS tries, array_agg(DISTINCT pg_temp.as_role(role, statement)) AS outcome
 FROM unnest('{regress_ledger_none,regress_ledger_app,regress_ledger_report,regress_ledger_admin}'::text[]) role,
-     unnest('{llm_requests,llm_attempts,llm_daily_spend,_llm_spool_position,_llm_spool_carried}'::text[]) t,
+     unnest('{llm_requests,llm_attempts,llm_daily_spend,_llm_spool_position,_llm_spool_carried,_llm_budget_spend}'::text[]) t,
      unnest('{INSERT INTO %s DEFAULT VALUES,DELETE FROM %s,TRUNCATE %s,LOCK TABLE %s IN EXCLUSIVE MODE,ALTER TABLE %s DISABLE ROW LEVEL SECURITY,
         CREATE POLICY p ON %s USING (true),"CREATE TRIGGER t BEFORE INSERT ON %s FOR EACH ROW EXECUTE FUNCTION _llm_config_row()",DROP TABLE %s,
         CREATE INDEX ON %s ((1))}'::text[]) form, format(form, t) statement;

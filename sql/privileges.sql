@@ -45,7 +45,7 @@ INSERT INTO pg_temp.statements(statement) VALUES
     ($$SELECT llm_revoke('regress_llm_call')$$);
 INSERT INTO pg_temp.statements(statement)
 SELECT format(form, t)
-FROM unnest('{llm_providers,llm_models,llm_tiers,llm_priorities,llm_tasks,llm_routing_rules,llm_error_policies,_llm_secrets,_llm_tombstones}'::text[])
+FROM unnest('{llm_providers,llm_models,llm_tiers,llm_priorities,llm_tasks,llm_routing_rules,llm_error_policies,llm_budgets,_llm_secrets,_llm_tombstones}'::text[])
      WITH ORDINALITY t(t, tn),
      unnest('{SELECT FROM %s,DELETE FROM %s WHERE false,LOCK TABLE %s IN ACCESS SHARE MODE,TRUNCATE %s,ALTER TABLE %s DISABLE TRIGGER ALL}'::text[])
      WITH ORDINALITY f(form, fn)
@@ -58,6 +58,7 @@ INSERT INTO pg_temp.statements(statement) VALUES
     ($$INSERT INTO llm_tasks(name) VALUES ('x')$$),
     ($$INSERT INTO llm_routing_rules(model) VALUES ('mock-economy')$$),
     ($$INSERT INTO llm_error_policies(error_class, provider) VALUES ('auth', 'x')$$),
+    ($$INSERT INTO llm_budgets(name, limit_usd) VALUES ('x', 1)$$),
     ($$INSERT INTO _llm_secrets(name, value) VALUES ('x', 'x')$$),
     ($$INSERT INTO _llm_tombstones VALUES ('llm_tiers', '["premium"]')$$),
     ($$UPDATE llm_providers SET enabled = false$$),
@@ -67,6 +68,7 @@ INSERT INTO pg_temp.statements(statement) VALUES
     ($$UPDATE llm_tasks SET enabled = false$$),
     ($$UPDATE llm_routing_rules SET rank = 7$$),
     ($$UPDATE llm_error_policies SET max_retries = 2$$),
+    ($$UPDATE llm_budgets SET task = 'chat'$$),
     ($$UPDATE llm_providers SET name = 'renamed'$$),
     ($$DELETE FROM llm_providers$$),
     ($$DELETE FROM llm_tiers WHERE name = 'none'$$),
@@ -75,6 +77,9 @@ INSERT INTO pg_temp.statements(statement) VALUES
     ($$SELECT last_value FROM llm_routing_rules_id_seq$$),
     ($$SELECT nextval('llm_routing_rules_id_seq')$$),
     ($$SELECT setval('llm_routing_rules_id_seq', 1)$$),
+    ($$SELECT last_value FROM _llm_budget_id_seq$$),
+    ($$SELECT nextval('_llm_budget_id_seq')$$),
+    ($$SELECT setval('_llm_budget_id_seq', 1)$$),
     ($$CREATE TRIGGER t BEFORE INSERT ON llm_tiers FOR EACH ROW EXECUTE FUNCTION _llm_config_row()$$),
     ($$SELECT _llm_secret_in('x')$$),
     ($$SELECT _llm_secret_out(value) FROM _llm_secrets$$),

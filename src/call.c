@@ -43,6 +43,8 @@ on_reset(void *arg)
 	llmgw_timer_cancel(&call->timer);
 	llmgw_ready_clear(&call->ready);
 	llmgw_endpoint_abandon(&call->admission);
+	llmgw_budget_release(&call->hold);
+	llmgw_flight_leave(&call->flight);
 	llmgw_call_record_abort(call);
 }
 
@@ -131,6 +133,18 @@ read_limits(const LlmTransfer *t, const LlmDialect *dialect, LlmErrorClass error
 		dialect->read_limits(t->headers, NULL, 0, (int64) time(NULL), info);
 }
 
+/* An answer that the provider has counted; a tiny one of a probe shows nothing. */
+static void
+learn_usage(const LlmCall *call, const LlmAttempt *a)
+{
+	bool		cut = call->wire.max_tokens > 0 && call->answer.finish_reason != NULL &&
+	strcmp(call->answer.finish_reason, "length") == 0;
+
+	if (a->usage.known && call->spec->probe == NULL)
+		llmgw_estimate_learn(a->model, llmgw_call_characters(call, a->model), &a->usage,
+							 call->inputs == NULL && !cut);
+}
+
 /* The attempt's transfer has ended, or its answer is complete. */
 static bool
 judge_attempt(LlmCall *call)
@@ -152,12 +166,14 @@ judge_attempt(LlmCall *call)
 	a->cost = llmgw_judge_cost(call, failure.error, &a->usage, &a->source);
 	llmgw_http_stop(t);
 	llmgw_timer_cancel(&call->timer);
+	llmgw_call_pay(call, a->cost);
 	read_limits(t, dialect, failure.error, &info);
 	failure.retry_after_ms = llmgw_call_pause_ms(&info);
 
 	if (failure.error == LLMGW_OK)
 	{
 		llmgw_call_learn(call);
+		learn_usage(call, a);
 		llmgw_call_judged(call, a);
 		llmgw_call_settle(call, &failure);
 		return llmgw_call_end_answered(call);
@@ -255,7 +271,7 @@ llmgw_call_send(LlmCall *call)
 	const LlmModel *model = call->route.candidates[call->current].model;
 	const LlmProvider *p = model->provider;
 	LlmHttpRequest *request;
-	bool		advised;
+	LlmCandidate *c = &call->route.candidates[call->current];
 	LlmInstant	now = llmgw_now();
 	int64		left_ms = call->deadline == LLMGW_NEVER ? 0 :
 	Max((call->deadline - now + 999) / 1000, 1);
@@ -273,13 +289,12 @@ llmgw_call_send(LlmCall *call)
 	call->wire.model = model->upstream_name;
 	call->wire.token_param = model->token_param;
 	call->wire.stream = p->stream && call->inputs == NULL;
-	advised = call->route.candidates[call->current].advised;
-	call->wire.system_prompt = advised ? spec->advice : spec->system_prompt;
+	call->wire.system_prompt = llmgw_call_system_prompt(call, c);
 	call->wire.messages = call->messages;
 	call->wire.tools = spec->tools;
 	call->wire.tool_choice = spec->tool_choice;
-	call->wire.schema = advised ? NULL : spec->schema;
-	call->wire.max_tokens = spec->max_tokens;
+	call->wire.schema = c->advised ? NULL : spec->schema;
+	call->wire.max_tokens = call->output_cap > 0 ? call->output_cap : spec->max_tokens;
 	call->wire.has_temperature = spec->has_temperature;
 	call->wire.temperature = spec->temperature;
 	call->wire.params = spec->params;
@@ -377,6 +392,7 @@ llmgw_spec_query(const LlmSpec *spec, LlmRouteQuery *query)
 	query->tags = spec->tags;
 	query->max_tokens = spec->max_tokens;
 	query->only_model = spec->only_model;
+	query->optimize = spec->optimize;
 }
 
 void
@@ -392,6 +408,9 @@ llmgw_call_route(LlmCall *call, bool peek)
 		describe_inputs(call, &query);
 	else
 		describe_messages(call, &query);
+	llmgw_call_budgets(call, peek);
+	if (call->tier.nbudgets > 0)
+		query.budgets = &call->tier;
 	llmgw_route(spec->config, &query, &call->route);
 	if (call->preferred != NULL)
 		llmgw_route_prefer(&call->route, call->preferred);
@@ -428,7 +447,7 @@ llmgw_call_start(LlmCall *call, dlist_head *ready_list)
 
 		/* a place that is settled takes no turn */
 		llmgw_call_route(call, call->preferred != NULL);
-		done = llmgw_call_next(call);
+		done = llmgw_call_begin(call);
 	}
 	MemoryContextSwitchTo(old);
 	return done;
@@ -521,6 +540,9 @@ llmgw_call_advance(LlmCall *call)
 			break;
 		case LLMGW_CALL_QUEUED:
 			done = llmgw_call_next(call);
+			break;
+		case LLMGW_CALL_FOLLOWING:
+			done = llmgw_call_follow(call);
 			break;
 		case LLMGW_CALL_NEW:
 		case LLMGW_CALL_DONE:

@@ -22,12 +22,15 @@
 #ifndef LLMGW_CALL_H
 #define LLMGW_CALL_H
 
+#include "cache.h"
 #include "config.h"
 #include "cost.h"
+#include "estimate.h"
 #include "guc.h"
 #include "http.h"
 #include "ledger.h"
 #include "route.h"
+#include "tier.h"
 
 /*
  * What is asked, checked, shared by all calls of a batch.  Lives in the
@@ -107,6 +110,7 @@ typedef enum LlmCallState
 	LLMGW_CALL_SENDING,			/* a transfer is under way */
 	LLMGW_CALL_BACKOFF,			/* waits before it tries the same candidate */
 	LLMGW_CALL_QUEUED,			/* waits for room at a candidate */
+	LLMGW_CALL_FOLLOWING,		/* another session makes the same call */
 	LLMGW_CALL_DONE
 } LlmCallState;
 
@@ -124,7 +128,21 @@ typedef struct LlmCall
 	void	   *owner;			/* whatever who made it wants to know */
 	const LlmModel *preferred;	/* tried first if it may answer; NULL: none */
 
+	/* the cache; see call_cache.c */
+	const struct LlmCall *mends;	/* it is the second round of that one,
+									 * whose answer was not good: kept in its
+									 * place; NULL: it is no such */
+	bool		has_cache_key;
+	LlmCacheKey cache_key;
+	LlmFlight	flight;
+	struct LlmSimilar *similar; /* NULL: it is for equal prompts only */
+	const LlmKept *kept;		/* its answer was kept, or NULL */
+
 	/* the way */
+	LlmTierView tier;			/* what the budgets let it have */
+	int			short_of;		/* how often a budget had no room for an
+								 * attempt */
+	bool		short_rejects;	/* one that rejects what it has no room for */
 	LlmRoute	route;
 	int			current;		/* candidate being tried */
 	LlmAdmission admission;		/* what is held, or waited for, at an endpoint */
@@ -135,6 +153,18 @@ typedef struct LlmCall
 	const LlmModel *forced;		/* that it is sent to past an open breaker;
 								 * NULL: to none yet */
 	LlmWording	wording;		/* of the current candidate's request */
+
+	/* what the attempt under way may spend; see call_budget.c */
+	LlmHold		hold;
+	LlmNano		bound;			/* it costs no more; UNKNOWN: no strict budget
+								 * asks */
+	int			output_cap;		/* max_tokens to send; 0: the caller's */
+	bool		lowered;		/* which is less than the caller and the model
+								 * would have allowed */
+	int			ncharged;
+	LlmCharged *charged;		/* NULL: nothing was charged yet */
+	TimestampTz charged_at;		/* in whose periods */
+
 	int64		characters;		/* of everything that is sent */
 	int			smallest_window;	/* that a prompt was too long for; 0: none */
 	LlmInstant	started;
@@ -229,6 +259,9 @@ extern int	llmgw_call_attempts(const LlmCall *call);
 /* DETAIL of its error, a line for each attempt or candidate; NULL: none */
 extern char *llmgw_call_detail(const LlmCall *call);
 
+/* The candidate that tells best how the budgets keep the call from all; NULL: none. */
+extern const LlmCandidate *llmgw_call_denied(const LlmCall *call);
+
 /* The error of a call whose route has no candidate that may answer. */
 extern LlmErrorClass llmgw_call_no_candidate(const LlmCall *call, const char **message);
 
@@ -303,6 +336,78 @@ extern bool llmgw_call_end_failed(LlmCall *call);
 /* The ledger cannot take the next attempt: it is not sent (53100). */
 extern bool llmgw_call_end_unrecorded(LlmCall *call, const char *reason);
 
+/* with call->kept, which has been put into the result */
+extern bool llmgw_call_end_cached(LlmCall *call);
+
+/* call_cache.c */
+
+/*
+ * For call.c.  The call has been routed: answers it from the cache, lets it
+ * follow another session's, or sends it.  llmgw_call_follow() goes on with one that
+ * follows.  Both return true when the call has ended.
+ */
+extern bool llmgw_call_begin(LlmCall *call);
+extern bool llmgw_call_follow(LlmCall *call);
+
+/*
+ * Ends a call that has been routed with the answer that is kept for it, where its
+ * mode or an exhausted budget says to look for one; with cache "only" also with
+ * the error that there is none.  False: it is to be made.
+ */
+extern bool llmgw_call_cached(LlmCall *call);
+
+/*
+ * For call_similar.c: a hash of what the key is made of but for the prompt, and of
+ * the model that makes embeddings.  False: it has none.
+ */
+extern bool llmgw_call_scope(const LlmCall *call, const char *embedder, LlmCacheKey *scope);
+
+/* What is kept may be served to the call: of that tier it is good enough. */
+extern bool llmgw_call_accepts_tier(const LlmCall *call, const char *model_tier);
+
+/*
+ * For call_next.c, when no candidate is left that some budget had room for: the
+ * same, where all those budgets say that a kept answer may do.
+ */
+extern bool llmgw_call_rescued(LlmCall *call);
+
+/*
+ * For call_end.c, before the end is recorded: keeps the answer, if that is asked
+ * for and it is worth it.  Whether it is on its way.
+ */
+extern bool llmgw_call_keep(LlmCall *call);
+
+/* call_similar.c */
+
+/* Drives a call in that context to its end; raises what ends the statement only. */
+typedef void (*LlmDriver) (LlmCall *call, MemoryContext context);
+
+/*
+ * Lets a call that was created, and is driven on its own, be answered with what is
+ * kept for a similar prompt, where its task says so.  Its content must be its
+ * prompt and nothing else.
+ */
+extern void llmgw_call_allow_similar(LlmCall *call, LlmDriver drive);
+
+/* For call_cache.c: whether it may be. */
+extern bool llmgw_call_may_be_similar(const LlmCall *call);
+
+/*
+ * Has the prompt's embedding made, once, and returns when that call has ended; the
+ * limits of time that it has are its own.  NULL: there is none.  Raises what ends
+ * the statement, and nothing else.
+ */
+extern const LlmEmbedding *llmgw_call_embedding(LlmCall *call);
+
+/* The same if it was made already. */
+extern const LlmEmbedding *llmgw_call_has_embedding(const LlmCall *call);
+
+/* The kept answer of the most similar prompt; false: none is similar enough. */
+extern bool llmgw_call_nearest(LlmCall *call, LlmKept *kept);
+
+/* What the caller is to be told of such an answer, palloc'd. */
+extern const char *llmgw_call_similar_notice(const LlmKept *kept);
+
 /* call_degrade.c, for call.c */
 
 /*
@@ -319,6 +424,53 @@ extern bool llmgw_call_reword(LlmCall *call);
 
 /* After one that was answered: remembers for the next calls what was learned. */
 extern void llmgw_call_learn(LlmCall *call);
+
+/* call_budget.c */
+
+/* What the budgets let the call have at this moment: call->tier. */
+extern void llmgw_call_budgets(LlmCall *call, bool peek);
+
+/*
+ * Reserves what an attempt at the candidate may cost, on all its budgets.  NULL, or
+ * why there is no room, palloc'd, and by which budget; then nothing is reserved.
+ */
+extern const char *llmgw_call_reserve(LlmCall *call, const LlmCandidate *c,
+									  const LlmBudget **by);
+
+/*
+ * Whether the call's priority keeps the best tier for as long as anything is left: then
+ * want of room for a model does not lead to one of a worse tier.
+ */
+extern bool llmgw_call_keeps_tier(const LlmCall *call);
+
+/* The same answer as it would get now, with nothing reserved. */
+extern const char *llmgw_call_shortage(LlmCall *call, const LlmCandidate *c);
+
+/*
+ * The attempt that was reserved for has cost so much.  A WARNING where that is more
+ * than a strict budget held for it.
+ */
+extern void llmgw_call_pay(LlmCall *call, LlmNano cost);
+
+/* Of all that is sent to that model; of a completion the suffix of its tier as well. */
+extern int64 llmgw_call_characters(const LlmCall *call, const LlmModel *model);
+extern const char *llmgw_call_system_prompt(const LlmCall *call, const LlmCandidate *c);
+
+/* A system prompt (NULL: none), and the suffix of the candidate's tier. */
+extern const char *llmgw_call_with_suffix(const LlmCandidate *c, const char *prompt);
+
+/*
+ * What the caller is to be told of a call that was answered by a worse tier than it
+ * could have had; NULL: nothing.
+ */
+extern const char *llmgw_call_notice(const LlmCall *call);
+
+/*
+ * For the ledger, in call->request: the budget that took a better tier away than that
+ * of the candidate that is asked, or of the kept answer; NULL: there is none.
+ */
+extern void llmgw_call_say_downgraded(LlmCall *call, const LlmCandidate *asked,
+									  const LlmTier *to);
 
 /* call_schema.c, for call_end.c */
 
@@ -345,6 +497,12 @@ extern void llmgw_call_judged(LlmCall *call, const LlmAttempt *attempt);
 /* The call has ended, or its memory goes. */
 extern void llmgw_call_record_end(LlmCall *call);
 extern void llmgw_call_record_abort(LlmCall *call);
+
+/*
+ * Of a batch: another request that shares the outcome of a call that is done.
+ * The end of its record; 0: there was no room for it.
+ */
+extern uint64 llmgw_call_record_shared(const LlmCall *call, int64 request_id);
 
 /* call_probe.c */
 

@@ -57,7 +57,7 @@ llmgw_call_degrade(LlmCall *call)
 	if (refused & SCHEMA_BIT)
 	{
 		wire->schema = NULL;
-		wire->system_prompt = call->spec->advice;
+		wire->system_prompt = llmgw_call_with_suffix(c, call->spec->advice);
 	}
 
 	/* a dialect that has no choice of tools does what it can about it */

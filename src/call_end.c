@@ -12,13 +12,34 @@
 
 #include "call.h"
 
+/*
+ * What those hear that have waited for this call's answer: where it is in the spool;
+ * or, 0, that the next of them makes the call, since this one was not made, or its
+ * caller had no more time.  Where it was made and there is no answer for them, each
+ * makes its own: one after the other they would wait for the sum of all failures.
+ */
+static uint64
+landing(const LlmCall *call, bool kept)
+{
+	if (kept)
+		return call->entry.end;
+
+	/* of a kept answer all is booked that was ever written of it */
+	if (call->kept != NULL)
+		return 1;
+	return call->nnoted > 0 && llmgw_now() < call->deadline ? 1 : 0;
+}
+
 /* What every end has in common. */
 static bool
 end(LlmCall *call, LlmErrorClass error, int sqlstate, const char *message)
 {
+	bool		landed;
+
 	llmgw_timer_cancel(&call->timer);
 	llmgw_ready_clear(&call->ready);
 	llmgw_endpoint_abandon(&call->admission);
+	llmgw_budget_release(&call->hold);
 	call->state = LLMGW_CALL_DONE;
 	call->error = error;
 	call->sqlstate = sqlstate;
@@ -35,7 +56,9 @@ end(LlmCall *call, LlmErrorClass error, int sqlstate, const char *message)
 	}
 	if (call->nattempts > 0)
 		call->model = call->attempts[call->nattempts - 1].model;
+	landed = llmgw_call_keep(call);
 	llmgw_call_record_end(call);
+	llmgw_flight_end(&call->flight, landing(call, landed));
 	return true;
 }
 
@@ -56,12 +79,40 @@ llmgw_call_end_stopped(LlmCall *call)
 						a->model->provider->name, a->message));
 }
 
+const LlmCandidate *
+llmgw_call_denied(const LlmCall *call)
+{
+	const LlmCandidate *denied = NULL;
+
+	/* what decided is the last one that could have been sent to */
+	for (int i = 0; i < call->route.ncandidates; i++)
+	{
+		const LlmCandidate *c = &call->route.candidates[i];
+
+		if (denied == NULL ? c->shortage != NULL || c->denied_by != NULL :
+			c->shortage != NULL && (denied->shortage == NULL || !llmgw_call_keeps_tier(call)))
+			denied = c;
+	}
+	return denied;
+}
+
 LlmErrorClass
 llmgw_call_no_candidate(const LlmCall *call, const char **message)
 {
+	const LlmCandidate *denied = llmgw_call_denied(call);
+
 	*message = "no model can answer this call";
 	if (call->route.unknown_model)
 		*message = psprintf("model \"%s\" does not exist", call->spec->model);
+	else if (denied != NULL)
+	{
+		const LlmTierBudget *binding = call->tier.binding;
+
+		*message = denied->shortage ? denied->shortage : denied->dropped;
+		if (call->tier.level < LLMGW_LEVEL_EXHAUSTED)
+			*message = psprintf("no model that could answer is within the budgets: %s", *message);
+		return binding != NULL && binding->unknown != NULL ? LLMGW_UNAVAILABLE : LLMGW_BUDGET;
+	}
 	else if (call->route.below_tier)
 	{
 		*message = psprintf("no model of tier \"%s\" or better can answer this call",
@@ -189,6 +240,12 @@ llmgw_call_end_answered(LlmCall *call)
 }
 
 bool
+llmgw_call_end_cached(LlmCall *call)
+{
+	return end(call, LLMGW_OK, 0, NULL);
+}
+
+bool
 llmgw_call_was_cut(const LlmCall *call)
 {
 	return call->finish_reason != NULL && strcmp(call->finish_reason, "length") == 0;
@@ -199,6 +256,12 @@ llmgw_call_cut_message(const LlmCall *call, const char **hint)
 {
 	const LlmModel *model = call->attempts[call->nattempts - 1].model;
 
+	if (call->lowered)
+	{
+		*hint = "Wait until the budget begins anew, or raise it (llm_budgets.limit_usd).";
+		return psprintf("the answer was cut at %d tokens, which is what a strict budget still held",
+						call->output_cap);
+	}
 	if (call->spec->max_tokens > 0)
 	{
 		*hint = "Raise max_tokens.";
@@ -247,7 +310,7 @@ llmgw_call_refusal(const LlmCall *call, const LlmCandidate *candidate)
 	LlmUsage	expected;
 	char	   *problem;
 
-	llmgw_cost_expect(candidate->model, call->characters, call->spec->max_tokens, &expected);
+	llmgw_estimate(candidate->model, call->characters, call->spec->max_tokens, &expected);
 	problem = llmgw_endpoint_problem(candidate->model->provider, call->spec->priority->rank,
 									 expected.input + expected.output);
 
@@ -279,10 +342,12 @@ llmgw_call_detail(const LlmCall *call)
 	{
 		const LlmCandidate *c = &call->route.candidates[i];
 
-		if (c->dropped != NULL || (c->refused != LLMGW_ADMITTED && !was_tried(call, c)))
+		const char *why = c->dropped ? c->dropped : c->shortage;
+
+		if (why != NULL || (c->refused != LLMGW_ADMITTED && !was_tried(call, c)))
 			appendStringInfo(&buf, "%s%s/%s: not tried: %s", buf.len ? "\n" : "",
 							 c->model->provider->name, c->model->name,
-							 c->dropped ? c->dropped : llmgw_call_refusal(call, c));
+							 why ? why : llmgw_call_refusal(call, c));
 	}
 	if (call->route.unresolved != NULL)
 		appendStringInfo(&buf, "%s%s", buf.len ? "\n" : "", call->route.unresolved);
@@ -292,6 +357,14 @@ llmgw_call_detail(const LlmCall *call)
 const char *
 llmgw_call_hint(const LlmCall *call)
 {
+	const LlmCandidate *denied = llmgw_call_denied(call);
+
+	if ((call->error == LLMGW_BUDGET || call->error == LLMGW_UNAVAILABLE) && denied != NULL)
+	{
+		if (denied->hint != NULL)
+			return denied->hint;
+		return "Wait until the budget begins anew, raise it (llm_budgets.limit_usd), ask for a shorter answer (max_tokens), or use a priority that may use its reserve.";
+	}
 	if (call->error == LLMGW_BUDGET && call->route.below_tier)
 		return "Give a lower min_tier, or add a better model to the rules.";
 	if (call->error == LLMGW_NO_CANDIDATE)

@@ -90,22 +90,57 @@ describe_query(LlmCall *call, const LlmCandidate *c, LlmAdmitQuery *query)
 	{
 		LlmUsage	expected;
 
-		llmgw_cost_expect(c->model, call->characters, call->spec->max_tokens, &expected);
+		llmgw_estimate(c->model, call->characters, call->spec->max_tokens, &expected);
 		query->tokens = expected.input + expected.output;
 	}
 	query->probe = call->spec->probe != NULL;
 	query->ready = &call->ready;
 }
 
-/* The call was admitted to a candidate. */
-static bool
-send_to(LlmCall *call, LlmCandidate *c, LlmInstant waited_since)
+/* No budget has room for a candidate: it is done with. */
+static void
+give_up_for_budget(LlmCall *call, LlmCandidate *c, const char *shortage)
 {
+	llmgw_endpoint_abandon(&call->admission);
+	c->shortage = MemoryContextStrdup(call->context, shortage);
+	c->spent = true;
+	if (!llmgw_call_keeps_tier(call))
+		return;
+	for (int i = 0; i < call->route.ncandidates; i++)
+	{
+		LlmCandidate *other = &call->route.candidates[i];
+
+		if (other->dropped == NULL && !other->spent &&
+			other->model->tier->rank > c->model->tier->rank)
+		{
+			other->shortage = psprintf("priority \"%s\" is not served by a worse tier for want of money",
+									   call->spec->priority->name);
+			other->short_of = c->short_of;
+			other->spent = true;
+		}
+	}
+}
+
+/*
+ * The call was admitted to a candidate: sends it, if the budgets have room.  Or
+ * else the candidate is done with, and false.
+ */
+static bool
+send_to(LlmCall *call, LlmCandidate *c, LlmInstant waited_since, bool *ended)
+{
+	const char *shortage = llmgw_call_reserve(call, c, &c->short_of);
+
+	if (shortage != NULL)
+	{
+		give_up_for_budget(call, c, shortage);
+		return false;
+	}
 	if (waited_since != 0)
 		call->queued_us += llmgw_now() - waited_since;
 	llmgw_timer_cancel(&call->timer);
 	call->current = c - call->route.candidates;
-	return llmgw_call_send(call);
+	*ended = llmgw_call_send(call);
+	return true;
 }
 
 /*
@@ -221,8 +256,9 @@ look_around(LlmCall *call, LlmCandidate **later, LlmCandidate **open, bool *ende
 			switch (c->refused)
 			{
 				case LLMGW_ADMITTED:
-					*ended = send_to(call, c, waited_since);
-					return true;
+					if (send_to(call, c, waited_since, ended))
+						return true;
+					break;
 				case LLMGW_ADMIT_OPEN:
 					if (*open == NULL || c->refusal.until < (*open)->refusal.until)
 						*open = c;
@@ -276,8 +312,7 @@ force(LlmCall *call, LlmCandidate *c, bool *ended)
 	c->refused = answer;
 	if (answer != LLMGW_ADMITTED)
 		return false;
-	*ended = send_to(call, c, 0);
-	return true;
+	return send_to(call, c, 0, ended);
 }
 
 /* No attempt could be made: what is in the way is then the answer. */
@@ -374,6 +409,8 @@ llmgw_call_next(LlmCall *call)
 		open->spent = true;
 	}
 	llmgw_endpoint_abandon(&call->admission);
+	if (llmgw_call_rescued(call))
+		return true;
 	blame_refusals(call);
 	return llmgw_call_end_failed(call);
 }

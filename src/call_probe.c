@@ -149,7 +149,7 @@ llmgw_probe_route(LlmCall *call)
 		call->characters = call->messages->characters;
 	}
 	candidate->model = make_model(call, p, like);
-	candidate->estimate = llmgw_cost_estimate(candidate->model, call->characters,
+	candidate->estimate = llmgw_estimate_cost(candidate->model, call->characters,
 											  spec->max_tokens);
 	call->estimate = candidate->estimate;
 	call->route.pinned = true;

@@ -17,6 +17,7 @@
 #include "utils/memutils.h"
 
 #include "call.h"
+#include "estimate.h"
 
 /* Fills in what the ledger wants to know of the request itself. */
 static void
@@ -25,7 +26,7 @@ describe(LlmCall *call)
 	const LlmSpec *spec = call->spec;
 	LlmRequestInfo *r = &call->request;
 
-	r->created_at = GetCurrentTimestamp();
+	r->created_at = llmgw_wall_clock();
 	r->extension = spec->config->extension;
 	r->creator = spec->config->creator;
 	r->operation = spec->operation;
@@ -73,6 +74,7 @@ on_attempt_reset(void *arg)
 	call->outcome.cost = llmgw_judge_cost(call, LLMGW_NETWORK, &call->outcome.usage,
 										  &call->outcome.source);
 	call->has_outcome = true;
+	llmgw_budget_settle(&call->hold, Max(call->outcome.cost, 0));
 }
 
 void
@@ -92,17 +94,28 @@ llmgw_call_note_attempt(LlmCall *call)
 	char	   *reason;
 
 	call->request.estimate = call->estimate;
+	llmgw_call_say_downgraded(call, c, c->model->tier);
 	a.number = call->nnoted + 1;
-	a.started_at = a.number == 1 ? call->request.created_at : GetCurrentTimestamp();
+
+	/* an attempt begins in the periods that it is charged to */
+	if (call->ncharged > 0)
+		a.started_at = call->charged_at;
+	else
+		a.started_at = a.number == 1 ? call->request.created_at : llmgw_wall_clock();
 	a.queued_us = call->queued_us - call->noted_queued_us;
 	call->noted_queued_us = call->queued_us;
 	a.provider = c->model->provider->name;
 	a.model = c->model->name;
 	a.model_tier = c->model->tier->name;
-	llmgw_cost_expect(c->model, call->characters, call->spec->max_tokens, &expected);
+	llmgw_estimate(c->model, llmgw_call_characters(call, c->model), call->spec->max_tokens,
+				   &expected);
+	if (call->output_cap > 0)
+		expected.output = Min(expected.output, call->output_cap);
 	a.expected_input = expected.input;
 	a.expected_output = expected.output;
 	a.expected_cost = llmgw_cost(c->model, &expected);
+	a.ncharged = call->ncharged;
+	a.charged = call->charged;
 
 	reason = llmgw_ledger_note(&call->entry, call->request_id, &call->request, &a,
 							   call->has_outcome ? &call->outcome : NULL,
@@ -162,11 +175,36 @@ say_passed_over(const LlmCall *call, LlmResult *r)
 			return;
 		r->passed_over_class = call->attempts[i].error;
 	}
+	if (first->shortage != NULL)
+		r->passed_over_class = LLMGW_BUDGET;
 	if (r->passed_over_class == LLMGW_OK && first->refused != LLMGW_ADMITTED)
 		r->passed_over_class = first->refused == LLMGW_ADMIT_LATER ? LLMGW_RATE_LIMIT :
 			LLMGW_UNAVAILABLE;
 	if (r->passed_over_class != LLMGW_OK)
 		r->passed_over = first->model->provider->name;
+}
+
+/* The answer is another request's. */
+static void
+say_whose(const LlmCall *call, LlmResult *r)
+{
+	const LlmModel *model = call->model;
+
+	r->status = LLMGW_STATUS_CACHED;
+	r->provider = call->kept ? call->kept->provider : model->provider->name;
+	r->model = call->kept ? call->kept->model : model->name;
+	r->model_tier = call->kept ? call->kept->model_tier : model->tier->name;
+}
+
+static LlmStatus
+status_of(const LlmCall *call)
+{
+	if (call->error == LLMGW_OK)
+		return LLMGW_STATUS_OK;
+	return call->nnoted == 0 && (call->error == LLMGW_BUDGET ||
+								 call->error == LLMGW_NO_CANDIDATE ||
+								 call->error == LLMGW_UNAVAILABLE) ?
+		LLMGW_STATUS_REJECTED : LLMGW_STATUS_ERROR;
 }
 
 void
@@ -176,15 +214,16 @@ llmgw_call_record_end(LlmCall *call)
 
 	llmgw_call_describe(call);
 	call->request.estimate = call->estimate;
+	if (call->nnoted == 0)
+		llmgw_call_say_downgraded(call, call->kept == NULL ? NULL :
+								  llmgw_route_first(&call->route),
+								  call->kept == NULL ? NULL :
+								  llmgw_config_tier(call->spec->config, call->kept->model_tier));
 	r.error = call->error;
-	if (call->error == LLMGW_OK)
-		r.status = LLMGW_STATUS_OK;
-	else if (call->nnoted == 0 && (call->error == LLMGW_BUDGET ||
-								   call->error == LLMGW_NO_CANDIDATE ||
-								   call->error == LLMGW_UNAVAILABLE))
-		r.status = LLMGW_STATUS_REJECTED;
+	if (call->kept != NULL)
+		say_whose(call, &r);
 	else
-		r.status = LLMGW_STATUS_ERROR;
+		r.status = status_of(call);
 	r.finish_reason = call->finish_reason;
 	r.attempts = call->nnoted;
 	r.fallback = call->fallback;
@@ -196,6 +235,27 @@ llmgw_call_record_end(LlmCall *call)
 		llmgw_ledger_response(&call->entry, call->request_id, call->response);
 	llmgw_ledger_end(&call->entry, call->request_id, &call->request,
 					 last_outcome(call), &r);
+}
+
+uint64
+llmgw_call_record_shared(const LlmCall *call, int64 request_id)
+{
+	LlmLedgerEntry entry = {0};
+	LlmRequestInfo request = call->request;
+	LlmResult	r = {0};
+
+	request.estimate = 0;
+	r.error = call->error;
+	if (call->error == LLMGW_OK)
+		say_whose(call, &r);
+	else
+		r.status = status_of(call);
+	r.finish_reason = call->finish_reason;
+	r.latency_us = call->latency_us;
+	r.ttft_us = -1;
+	r.queue_us = call->queued_us;
+	llmgw_ledger_end(&entry, request_id, &request, NULL, &r);
+	return entry.end;
 }
 
 void

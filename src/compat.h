@@ -99,6 +99,15 @@
 	EvalPlanQualInit((epq), (estate), NULL, NIL, -1)
 #endif
 
+/* 16: one more argument, for errors that are not reported here */
+#if PG_VERSION_NUM >= 160000
+#define llmgw_decode_date_time(field, ftype, nf, dtype, tm, fsec, tz) \
+	DecodeDateTime((field), (ftype), (nf), (dtype), (tm), (fsec), (tz), &(DateTimeErrorExtra) {0})
+#else
+#define llmgw_decode_date_time(field, ftype, nf, dtype, tm, fsec, tz) \
+	DecodeDateTime((field), (ftype), (nf), (dtype), (tm), (fsec), (tz))
+#endif
+
 /* 17: the shared variables about transactions have another name */
 #if PG_VERSION_NUM >= 170000
 #define llmgw_oldest_clog_xid()	(TransamVariables->oldestClogXid)

@@ -160,7 +160,8 @@ llmgw_config_tier(const LlmConfig *config, const char *name)
 const LlmTask *
 llmgw_config_task(const LlmConfig *config, const char *name)
 {
-	for (int i = 0; i < config->ntasks; i++)
+	/* a probe has none */
+	for (int i = 0; name != NULL && i < config->ntasks; i++)
 		if (strcmp(config->tasks[i].name, name) == 0)
 			return &config->tasks[i];
 	return NULL;

@@ -21,6 +21,7 @@
 #include "utils/relcache.h"
 
 #include "breaker.h"
+#include "budget_period.h"
 #include "dialect.h"
 #include "errors.h"
 #include "limiter.h"
@@ -121,20 +122,71 @@ typedef struct LlmModel
 
 	/* learned: what the provider refused, and answered without */
 	LlmParams	refused;
+
+	/* learned: where what is known of its answers was seen; see estimate.c */
+	struct LlmEstimate *estimate;
+	uint32		no_estimate;	/* it had none when so many had been taken,
+								 * plus one; 0: not known */
 } LlmModel;
+
+/* How much of a budget must remain for each tier; fractions in parts of 10^9. */
+typedef struct LlmThresholds
+{
+	int64		premium_above;
+	int64		standard_above;
+	int64		economy_above;
+	bool		may_use_reserve;
+} LlmThresholds;
 
 typedef struct LlmPriority
 {
 	const char *name;
 	int			rank;			/* 1 is served first */
+	LlmThresholds thresholds;
 	const char *required_role;	/* NULL: anybody may use it */
 } LlmPriority;
 
 typedef struct LlmTask
 {
 	const char *name;
+	int			optimize;		/* LlmOptimize; NONE: not said */
+	int64		cache_ttl_ms;	/* -1: answers are not kept */
+	bool		cache_shared;
+	float4		cache_similarity;	/* 0: answers are for equal prompts only */
+	int64		cache_similar_ttl_ms;	/* -1: as long as they are kept */
 	bool		enabled;
 } LlmTask;
+
+/* the largest limit; in nano-dollars it is an int64 */
+#define LLMGW_MAX_USD			INT64CONST(9000000000)
+
+typedef struct LlmBudget
+{
+	int64		id;				/* names its accounts; see budget.h */
+	const char *name;
+	int64		limit;			/* nano-dollars; -1: none, it only counts */
+	LlmPeriod	period;
+	const char *timezone;
+	pg_tz	   *zone;			/* NULL: there is no such zone any more */
+	int64		reserve_fraction;	/* parts in 10^9 */
+	bool		strict;
+	bool		cache_only;		/* when exhausted, rather than reject */
+	const char *role;			/* scope; NULL: any */
+	const char *task;
+	const char *provider;
+	const char *model;			/* written as in a rule */
+	Jsonb	   *tags;
+
+	/* what it had spent in the period in which it was made, before it was */
+	int64		opening;		/* nano-dollars */
+	TimestampTz opening_period; /* start of that period */
+
+	/* learned: the period seen last, and where its account is; see budget.h */
+	TimestampTz period_start;
+	TimestampTz period_end;		/* 0: none seen yet */
+	struct LlmBudgetAccount *account;
+	uint64		account_serial; /* which owner of that account it was */
+} LlmBudget;
 
 typedef struct LlmRule
 {
@@ -178,6 +230,11 @@ typedef struct LlmConfig
 	LlmTask    *tasks;
 	int			nrules;			/* by rank, then id */
 	LlmRule    *rules;
+	/* learned: see route_index.h */
+	struct LlmRouteIndex *route_index;
+
+	int			nbudgets;		/* by id */
+	LlmBudget  *budgets;
 
 	/* by class, for every provider; see llmgw_config_policy() */
 	LlmPolicy	policies[LLMGW_NATTEMPT_CLASSES];
@@ -228,7 +285,7 @@ extern void llmgw_config_invalidate(Relation rel);
 
 /* config_load.c, for config.c and the admin functions */
 
-#define LLMGW_NCONFIG_TABLES	8
+#define LLMGW_NCONFIG_TABLES	9
 
 typedef struct LlmConfigTables
 {

@@ -362,6 +362,7 @@ typedef struct Check
 static const Check checks[] =
 {
 	{"_llm_secrets", check_secret},
+	{"llm_budgets", llmgw_check_budget},
 	{"llm_error_policies", llmgw_check_error_policy},
 	{"llm_models", llmgw_check_model},
 	{"llm_priorities", llmgw_check_priority},
@@ -430,6 +431,8 @@ llmgw_sql_config_row(PG_FUNCTION_ARGS)
 			if (strcmp(checks[i].table, table) == 0)
 				checks[i].check(&row, old ? &before : NULL);
 		llmgw_refs_check(&row, old ? &before : NULL);
+		if (strcmp(table, "llm_budgets") == 0)
+			row.tuple = new = llmgw_budget_change(&row, old ? &before : NULL);
 	}
 	if (old != NULL)
 		llmgw_refs_follow(&before, new ? &row : NULL);

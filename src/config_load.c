@@ -39,7 +39,7 @@
  */
 enum
 {
-	SECRETS, TIERS, PRIORITIES, TASKS, PROVIDERS, MODELS, RULES, POLICIES
+	SECRETS, TIERS, PRIORITIES, TASKS, PROVIDERS, MODELS, RULES, POLICIES, BUDGETS
 };
 
 static const struct
@@ -58,6 +58,7 @@ static const struct
 	[MODELS] = {"llm_models", sizeof(LlmModel), llmgw_read_model},
 	[RULES] = {"llm_routing_rules", sizeof(LlmRule), llmgw_read_rule},
 	[POLICIES] = {"llm_error_policies", sizeof(struct LlmProviderPolicy), llmgw_read_policy},
+	[BUDGETS] = {"llm_budgets", sizeof(LlmBudget), llmgw_read_budget},
 };
 
 /* of the configuration under construction: its secrets, and its moment */
@@ -209,6 +210,15 @@ cmp_rule(const void *a, const void *b)
 	return x->id < y->id ? -1 : (x->id > y->id ? 1 : 0);
 }
 
+static int
+cmp_budget(const void *a, const void *b)
+{
+	int64		x = ((const LlmBudget *) a)->id;
+	int64		y = ((const LlmBudget *) b)->id;
+
+	return x < y ? -1 : (x > y ? 1 : 0);
+}
+
 /*
  * Splits the policies in those for every provider, by class, and the others.
  * A class whose row was deleted neither retries nor falls back.
@@ -272,6 +282,8 @@ llmgw_config_load(const LlmConfigTables *tables)
 	qsort(config->rules, config->nrules, sizeof(LlmRule), cmp_rule);
 	policies = read_table(config, tables, POLICIES, &npolicies);
 	settle_policies(config, policies, npolicies);
+	config->budgets = read_table(config, tables, BUDGETS, &config->nbudgets);
+	qsort(config->budgets, config->nbudgets, sizeof(LlmBudget), cmp_budget);
 	UnregisterSnapshot(snapshot);
 
 	MemoryContextSwitchTo(old);

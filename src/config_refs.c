@@ -54,8 +54,11 @@ static const Reference references[] =
 	{"llm_models", "provider", "llm_providers", "provider",.cascade = true},
 	{"llm_models", "tier", "llm_tiers", "tier"},
 	{"llm_routing_rules", "task", "llm_tasks", "task"},
+	{"llm_budgets", "task", "llm_tasks", "task"},
+	{"llm_budgets", "provider", "llm_providers", "provider"},
 	{"llm_error_policies", "provider", "llm_providers", "provider",.cascade = true,.loose = true},
 	{"llm_routing_rules", "model", "llm_providers", "provider",.loose = true,.prefix = true},
+	{"llm_budgets", "model", "llm_providers", "provider",.loose = true,.prefix = true},
 };
 
 /* Scans for rows whose column has that value; by the primary key if that begins with it. */
@@ -294,7 +297,7 @@ follow(Relation target, const Reference *ref, const char *name, const char *new_
 		 */
 		if (ref->prefix &&
 			!llmgw_model_exists(rel, psprintf("%s%s", new_name,
-											  rest_of(ref, TextDatumGetCString(value), name))))
+											  rest_of(ref, TextDatumGetCString(value), name)), NULL))
 			continue;
 
 		/* it may have got another value while we waited */

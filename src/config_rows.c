@@ -21,7 +21,12 @@
 #include "utils/timestamp.h"
 
 #include "config_rows.h"
+#include "guc.h"
 #include "json.h"
+
+/* the whole, in parts of 10^9; and the largest amount, in nano-dollars */
+#define ONE				INT64CONST(1000000000)
+#define MOST			(LLMGW_MAX_USD * ONE)
 
 /*
  * A column's value; the columns are there, and of their types, or the row
@@ -89,8 +94,8 @@ real_column(LlmConfigRow *row, const char *name)
 	return isnull ? 0 : DatumGetFloat4(value);
 }
 
-static int
-ms_column(LlmConfigRow *row, const char *name, int if_null)
+static int64
+span_column(LlmConfigRow *row, const char *name, int64 if_null)
 {
 	bool		isnull;
 	Datum		value = column(row, name, INTERVALOID, &isnull);
@@ -106,7 +111,13 @@ ms_column(LlmConfigRow *row, const char *name, int if_null)
 	/* what is given but shorter than a millisecond is not "no limit" */
 	if (ms > 0 && ms < 1)
 		ms = 1;
-	return (int) Max(0, Min(ms, (double) INT_MAX));
+	return (int64) Max(0, Min(ms, 1e15));
+}
+
+static int
+ms_column(LlmConfigRow *row, const char *name, int if_null)
+{
+	return (int) Min(span_column(row, name, if_null), INT_MAX);
 }
 
 static Jsonb *
@@ -116,6 +127,33 @@ jsonb_column(LlmConfigRow *row, const char *name)
 	Datum		value = column(row, name, JSONBOID, &isnull);
 
 	return isnull ? NULL : DatumGetJsonbPCopy(value);
+}
+
+/*
+ * An amount or a fraction in parts of 10^9, from 0 to most, as the trigger would
+ * have seen to if it had been asked.  What is between two of them is rounded
+ * against the caller: a limit down, everything else up.
+ */
+static int64
+parts_column(LlmConfigRow *row, const char *name, int64 most, PGFunction round, int64 if_null)
+{
+	bool		isnull;
+	Datum		value = column(row, name, NUMERICOID, &isnull);
+	double		about;
+
+	if (isnull)
+		return if_null;
+	if (numeric_is_nan(DatumGetNumeric(value)))
+		return 0;
+	about = DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow, value));
+	if (about <= 0)
+		return 0;
+	if (about >= most / 1e9)
+		return most;
+	value = DirectFunctionCall2(numeric_mul, value,
+								NumericGetDatum(int64_to_numeric(INT64CONST(1000000000))));
+	return DatumGetInt64(DirectFunctionCall1(numeric_int8,
+											 DirectFunctionCall1(round, value)));
 }
 
 static LlmPrice
@@ -209,6 +247,10 @@ llmgw_read_priority(LlmConfig *config, LlmConfigRow *row, void *items, int i)
 
 	priority->name = text_column(row, "name");
 	priority->rank = int_column(row, "rank", 0);
+	priority->thresholds.premium_above = parts_column(row, "premium_above", ONE, numeric_ceil, 0);
+	priority->thresholds.standard_above = parts_column(row, "standard_above", ONE, numeric_ceil, 0);
+	priority->thresholds.economy_above = parts_column(row, "economy_above", ONE, numeric_ceil, 0);
+	priority->thresholds.may_use_reserve = bool_column(row, "may_use_reserve");
 	priority->required_role = text_column(row, "required_role");
 }
 
@@ -216,8 +258,15 @@ void
 llmgw_read_task(LlmConfig *config, LlmConfigRow *row, void *items, int i)
 {
 	LlmTask    *task = (LlmTask *) items + i;
+	const char *optimize = text_column(row, "optimize");
+	int			known = optimize ? llmgw_optimize_from_name(optimize) : -1;
 
 	task->name = text_column(row, "name");
+	task->optimize = known < 0 ? LLMGW_OPTIMIZE_NONE : known;
+	task->cache_ttl_ms = span_column(row, "cache_ttl", -1);
+	task->cache_shared = bool_column(row, "cache_shared");
+	task->cache_similarity = (float4) real_column(row, "cache_similarity");
+	task->cache_similar_ttl_ms = span_column(row, "cache_similar_ttl", -1);
 	task->enabled = bool_column(row, "enabled");
 }
 
@@ -381,6 +430,36 @@ llmgw_read_rule(LlmConfig *config, LlmConfigRow *row, void *items, int i)
 	rule->enabled = bool_column(row, "enabled");
 	rule->role = text_column(row, "role");
 	rule->tags = jsonb_column(row, "tags");
+}
+
+void
+llmgw_read_budget(LlmConfig *config, LlmConfigRow *row, void *items, int i)
+{
+	LlmBudget  *budget = (LlmBudget *) items + i;
+	const char *on_exhausted = text_column(row, "on_exhausted");
+	const char *period = text_column(row, "period");
+	int			known = llmgw_period_from_name(period);
+	bool		isnull;
+
+	budget->id = DatumGetInt64(column(row, "id", INT8OID, &isnull));
+	budget->name = text_column(row, "name");
+	budget->limit = parts_column(row, "limit_usd", MOST, numeric_floor, -1);
+	budget->period = known < 0 ? LLMGW_PERIOD_MONTH : known;
+	budget->timezone = text_column(row, "timezone");
+	budget->zone = pg_tzset(budget->timezone);
+	budget->reserve_fraction = parts_column(row, "reserve_fraction", ONE, numeric_ceil, 0);
+	budget->strict = bool_column(row, "strict");
+	budget->cache_only = strcmp(on_exhausted, "cache_only") == 0;
+	budget->role = text_column(row, "role");
+	budget->task = text_column(row, "task");
+	budget->provider = text_column(row, "provider");
+	budget->model = text_column(row, "model");
+	budget->tags = jsonb_column(row, "tags");
+	budget->opening = parts_column(row, "opening_usd", MOST, numeric_ceil, 0);
+	budget->opening_period = DatumGetTimestampTz(column(row, "opening_period",
+														TIMESTAMPTZOID, &isnull));
+	if (isnull)
+		budget->opening = budget->opening_period = 0;
 }
 
 void

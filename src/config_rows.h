@@ -44,6 +44,7 @@ extern void llmgw_read_task(LlmConfig *config, LlmConfigRow *row, void *items, i
 extern void llmgw_read_provider(LlmConfig *config, LlmConfigRow *row, void *items, int i);
 extern void llmgw_read_model(LlmConfig *config, LlmConfigRow *row, void *items, int i);
 extern void llmgw_read_rule(LlmConfig *config, LlmConfigRow *row, void *items, int i);
+extern void llmgw_read_budget(LlmConfig *config, LlmConfigRow *row, void *items, int i);
 extern void llmgw_read_policy(LlmConfig *config, LlmConfigRow *row, void *items, int i);
 
 #endif							/* LLMGW_CONFIG_ROWS_H */

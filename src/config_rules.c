@@ -95,8 +95,8 @@ llmgw_open_sibling(Relation rel, const char *name, LOCKMODE lockmode)
 	return table_open(relid, lockmode);
 }
 
-static Datum
-row_value(const LlmRow *row, const char *column, Oid type, bool *isnull)
+Datum
+llmgw_row_value(const LlmRow *row, const char *column, Oid type, bool *isnull)
 {
 	return heap_getattr(row->tuple, llmgw_typed_column(row->rel, column, type),
 						RelationGetDescr(row->rel), isnull);
@@ -106,7 +106,7 @@ char *
 llmgw_row_text(const LlmRow *row, const char *column)
 {
 	bool		isnull;
-	Datum		value = row_value(row, column, TEXTOID, &isnull);
+	Datum		value = llmgw_row_value(row, column, TEXTOID, &isnull);
 
 	return isnull ? NULL : TextDatumGetCString(value);
 }
@@ -115,7 +115,7 @@ Jsonb *
 llmgw_row_object(const LlmRow *row, const char *column)
 {
 	bool		isnull;
-	Datum		value = row_value(row, column, JSONBOID, &isnull);
+	Datum		value = llmgw_row_value(row, column, JSONBOID, &isnull);
 	Jsonb	   *json;
 
 	if (isnull)
@@ -134,7 +134,7 @@ llmgw_reject(const LlmRow *row, const char *column, const char *rule,
 	int			number = llmgw_column_number(row->rel, column);
 	Oid			type = TupleDescAttr(RelationGetDescr(row->rel), number - 1)->atttypid;
 	bool		isnull;
-	Datum		value = row_value(row, column, type, &isnull);
+	Datum		value = llmgw_row_value(row, column, type, &isnull);
 	char	   *text = pstrdup("NULL");
 
 	if (!isnull)
@@ -184,7 +184,7 @@ llmgw_check_int(const LlmRow *row, const char *column, int min, int max,
 				const char *hint)
 {
 	bool		isnull;
-	int			value = DatumGetInt32(row_value(row, column, INT4OID, &isnull));
+	int			value = DatumGetInt32(llmgw_row_value(row, column, INT4OID, &isnull));
 
 	if (isnull || (value >= min && value <= max))
 		return;
@@ -198,7 +198,7 @@ llmgw_check_real(const LlmRow *row, const char *column, double min, double max,
 				 const char *hint)
 {
 	bool		isnull;
-	Datum		datum = row_value(row, column, FLOAT4OID, &isnull);
+	Datum		datum = llmgw_row_value(row, column, FLOAT4OID, &isnull);
 	double		value;
 
 	if (isnull)
@@ -215,7 +215,7 @@ void
 llmgw_check_span(const LlmRow *row, const char *column, int64 max_us)
 {
 	bool		isnull;
-	Datum		datum = row_value(row, column, INTERVALOID, &isnull);
+	Datum		datum = llmgw_row_value(row, column, INTERVALOID, &isnull);
 	Interval   *span;
 	double		us;
 
@@ -243,14 +243,14 @@ numeric_within(Numeric number, double max)
 	return value >= 0 && value <= max;
 }
 
-static void
-check_price(const LlmRow *row, const char *column)
+void
+llmgw_check_numeric(const LlmRow *row, const char *column, double max, const char *hint)
 {
 	bool		isnull;
-	Datum		value = row_value(row, column, NUMERICOID, &isnull);
+	Datum		value = llmgw_row_value(row, column, NUMERICOID, &isnull);
 
-	if (!isnull && !numeric_within(DatumGetNumeric(value), MAX_PRICE))
-		llmgw_reject(row, column, psprintf("be from 0 to %.0f", MAX_PRICE), PRICE_HINT);
+	if (!isnull && !numeric_within(DatumGetNumeric(value), max))
+		llmgw_reject(row, column, psprintf("be from 0 to %.0f", max), hint);
 }
 
 /* The elements of a text array, palloc'd; none may be NULL or empty. */
@@ -258,7 +258,7 @@ static char **
 text_array(const LlmRow *row, const char *column, int *n)
 {
 	bool		isnull;
-	Datum		value = row_value(row, column, TEXTARRAYOID, &isnull);
+	Datum		value = llmgw_row_value(row, column, TEXTARRAYOID, &isnull);
 	Datum	   *elems;
 	bool	   *nulls;
 	char	  **result;
@@ -279,8 +279,8 @@ text_array(const LlmRow *row, const char *column, int *n)
 	return result;
 }
 
-static void
-warn_unless_role(const LlmRow *row, const LlmRow *old, const char *column)
+void
+llmgw_check_role(const LlmRow *row, const LlmRow *old, const char *column)
 {
 	char	   *role = llmgw_row_text(row, column);
 	char	   *before = old ? llmgw_row_text(old, column) : NULL;
@@ -310,7 +310,7 @@ check_price_tiers(const LlmRow *row)
 	static const char *const hint =
 	"Write it like '[{\"above_tokens\": 200000, \"input\": 2.5, \"output\": 15}]'; cached_input and cache_write are the other prices.";
 	bool		isnull;
-	Datum		value = row_value(row, "price_tiers", JSONBOID, &isnull);
+	Datum		value = llmgw_row_value(row, "price_tiers", JSONBOID, &isnull);
 	JsonbIterator *it;
 	JsonbIteratorToken token;
 	JsonbValue	v;
@@ -373,10 +373,10 @@ llmgw_check_model(LlmRow *row, const LlmRow *old)
 	llmgw_check_name(row, "name", MAX_MODEL_NAME);
 	llmgw_check_name(row, "upstream_name", MAX_MODEL_NAME);
 	llmgw_check_real(row, "quality", 0, 100, "100 is the best model there can be.");
-	check_price(row, "input_price");
-	check_price(row, "output_price");
-	check_price(row, "cached_input_price");
-	check_price(row, "cache_write_price");
+	llmgw_check_numeric(row, "input_price", MAX_PRICE, PRICE_HINT);
+	llmgw_check_numeric(row, "output_price", MAX_PRICE, PRICE_HINT);
+	llmgw_check_numeric(row, "cached_input_price", MAX_PRICE, PRICE_HINT);
+	llmgw_check_numeric(row, "cache_write_price", MAX_PRICE, PRICE_HINT);
 	check_price_tiers(row);
 	llmgw_check_int(row, "context_window", 1, INT_MAX, "Use NULL where it is unknown.");
 	llmgw_check_int(row, "max_output_tokens", 1, INT_MAX, "Use NULL where it is unknown.");
@@ -405,7 +405,7 @@ static double
 fraction(const LlmRow *row, const char *column)
 {
 	bool		isnull;
-	Datum		value = row_value(row, column, NUMERICOID, &isnull);
+	Datum		value = llmgw_row_value(row, column, NUMERICOID, &isnull);
 
 	if (isnull)
 		return 0;
@@ -434,13 +434,38 @@ llmgw_check_priority(LlmRow *row, const LlmRow *old)
 		llmgw_reject(row, "standard_above", "be at most premium_above", hint);
 	if (economy > standard)
 		llmgw_reject(row, "economy_above", "be at most standard_above", hint);
-	warn_unless_role(row, old, "required_role");
+	llmgw_check_role(row, old, "required_role");
 }
 
 static void
 pattern_context(void *arg)
 {
 	errcontext("pattern of %s", (const char *) arg);
+}
+
+/* A time for which answers are used, which is not nothing. */
+static void
+check_some_time(LlmRow *row, const char *column, const char *hint)
+{
+	bool		isnull;
+	Datum		value;
+
+	llmgw_check_span(row, column, MAX_CACHE_US);
+	value = llmgw_row_value(row, column, INTERVALOID, &isnull);
+	if (!isnull &&
+		DatumGetIntervalP(value)->time + DatumGetIntervalP(value)->day * USECS_PER_DAY == 0)
+		llmgw_reject(row, column, "be more than nothing", hint);
+}
+
+static void
+check_similarity(LlmRow *row)
+{
+	bool		isnull;
+	Datum		value = llmgw_row_value(row, "cache_similarity", FLOAT4OID, &isnull);
+
+	if (!isnull && !(DatumGetFloat4(value) > 0 && DatumGetFloat4(value) <= 1))
+		llmgw_reject(row, "cache_similarity", "be more than 0 and at most 1",
+					 "Use NULL for a task whose answers are for equal prompts only.");
 }
 
 void
@@ -453,10 +478,12 @@ llmgw_check_task(LlmRow *row, const LlmRow *old)
 	row->what = psprintf("task \"%s\"", llmgw_row_text(row, "name"));
 	llmgw_check_name(row, "name", NAMEDATALEN - 1);
 	(void) text_array(row, "keywords", &n);
-	if (optimize != NULL && llmgw_optimize_from_name(optimize) < 0)
+	if (optimize != NULL && llmgw_optimize_from_name(optimize) <= LLMGW_OPTIMIZE_NONE)
 		llmgw_reject(row, "optimize", "be quality, cost or speed",
 					 "Use NULL for llm_gateway.default_optimize.");
-	llmgw_check_span(row, "cache_ttl", MAX_CACHE_US);
+	check_some_time(row, "cache_ttl", "Use NULL for a task whose answers are not kept.");
+	check_similarity(row);
+	check_some_time(row, "cache_similar_ttl", "Use NULL for as long as they are kept.");
 
 	if (pattern != NULL)
 	{
@@ -476,47 +503,60 @@ llmgw_check_task(LlmRow *row, const LlmRow *old)
 }
 
 bool
-llmgw_model_exists(Relation rules, const char *model)
+llmgw_model_exists(Relation rules, const char *model, bool *qualified)
 {
 	LlmRow		row = {0};
 	SysScanDesc scan;
 	bool		found = false;
+	bool		at_provider = false;
 
 	row.rel = llmgw_open_sibling(rules, "llm_models", AccessShareLock);
 	scan = systable_beginscan(row.rel, InvalidOid, false, NULL, 0, NULL);
-	while (!found && HeapTupleIsValid(row.tuple = systable_getnext(scan)))
+	while (!at_provider && HeapTupleIsValid(row.tuple = systable_getnext(scan)))
 	{
 		char	   *name = llmgw_row_text(&row, "name");
 
-		found = strcmp(model, name) == 0 ||
-			strcmp(model, psprintf("%s/%s", llmgw_row_text(&row, "provider"), name)) == 0;
+		if (strcmp(model, name) == 0)
+			found = true;
+		else if (strcmp(model, psprintf("%s/%s", llmgw_row_text(&row, "provider"), name)) == 0)
+			at_provider = true;
 	}
 	systable_endscan(scan);
 	table_close(row.rel, AccessShareLock);
-	return found;
+	if (qualified != NULL)
+		*qualified = at_provider;
+	return found || at_provider;
+}
+
+void
+llmgw_check_model_name(const LlmRow *row, const LlmRow *old, const char *hint)
+{
+	char	   *model = llmgw_row_text(row, "model");
+	char	   *before = old ? llmgw_row_text(old, "model") : NULL;
+
+	llmgw_check_name(row, "model", MAX_MODEL_NAME);
+
+	/* in a dump the models may come later */
+	if (model != NULL && (before == NULL || strcmp(model, before) != 0) &&
+		check_function_bodies && !llmgw_model_exists(row->rel, model, NULL))
+		ereport(WARNING,
+				(errcode(ERRCODE_WARNING),
+				 errmsg("model of %s: no provider has a model \"%s\"", row->what, model),
+				 errhint("%s", hint)));
 }
 
 void
 llmgw_check_routing_rule(LlmRow *row, const LlmRow *old)
 {
-	char	   *model = llmgw_row_text(row, "model");
-	char	   *before = old ? llmgw_row_text(old, "model") : NULL;
 	bool		isnull;
 
 	row->what = psprintf("routing rule " INT64_FORMAT,
-						 DatumGetInt64(row_value(row, "id", INT8OID, &isnull)));
-	llmgw_check_name(row, "model", MAX_MODEL_NAME);
+						 DatumGetInt64(llmgw_row_value(row, "id", INT8OID, &isnull)));
 	llmgw_check_name(row, "alias", MAX_MODEL_NAME);
 	(void) llmgw_row_object(row, "tags");
-	warn_unless_role(row, old, "role");
-
-	/* in a dump the models may come later */
-	if (model != NULL && (before == NULL || strcmp(model, before) != 0) &&
-		check_function_bodies && !llmgw_model_exists(row->rel, model))
-		ereport(WARNING,
-				(errcode(ERRCODE_WARNING),
-				 errmsg("model of %s: no provider has a model \"%s\"", row->what, model),
-				 errhint("Until one does, the rule chooses nothing: INSERT INTO llm_models(provider, name) ..., or llm_add_provider().")));
+	llmgw_check_role(row, old, "role");
+	llmgw_check_model_name(row, old,
+						   "Until one does, the rule chooses nothing: INSERT INTO llm_models(provider, name) ..., or llm_add_provider().");
 }
 
 void

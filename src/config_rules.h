@@ -26,6 +26,9 @@ typedef struct LlmRow
 
 /* config_rules.c */
 
+/* the value of a column of that type */
+extern Datum llmgw_row_value(const LlmRow *row, const char *column, Oid type, bool *isnull);
+
 /* the value of a column as text; NULL when it is NULL */
 extern char *llmgw_row_text(const LlmRow *row, const char *column);
 
@@ -45,16 +48,35 @@ extern void llmgw_check_int(const LlmRow *row, const char *column, int min, int 
 extern void llmgw_check_real(const LlmRow *row, const char *column, double min,
 							 double max, const char *hint);
 
+/* a numeric from 0 to max */
+extern void llmgw_check_numeric(const LlmRow *row, const char *column, double max,
+								const char *hint);
+
+/* a role's name; a warning if there is no such role */
+extern void llmgw_check_role(const LlmRow *row, const LlmRow *old, const char *column);
+
+/* a model's name as a rule has it; a warning with that hint if there is no such model */
+extern void llmgw_check_model_name(const LlmRow *row, const LlmRow *old, const char *hint);
+
 /* an interval without months that is not negative */
 extern void llmgw_check_span(const LlmRow *row, const char *column, int64 max_us);
 
 /* the tables' own rules; old is NULL for a new row */
+extern void llmgw_check_budget(LlmRow *row, const LlmRow *old);
 extern void llmgw_check_error_policy(LlmRow *row, const LlmRow *old);
 extern void llmgw_check_model(LlmRow *row, const LlmRow *old);
 extern void llmgw_check_priority(LlmRow *row, const LlmRow *old);
 extern void llmgw_check_routing_rule(LlmRow *row, const LlmRow *old);
 extern void llmgw_check_task(LlmRow *row, const LlmRow *old);
 extern void llmgw_check_tier(LlmRow *row, const LlmRow *old);
+
+/* config_budgets.c */
+
+/*
+ * Gives a budget its id and what it has spent already, when it is new or another one
+ * than before.  Returns the row to write in place of row's.
+ */
+extern HeapTuple llmgw_budget_change(const LlmRow *row, const LlmRow *old);
 
 /* config_refs.c */
 
@@ -72,8 +94,9 @@ extern void llmgw_refs_truncate(Relation target);
 
 /*
  * Whether llm_models, the sibling of that table, has a model of that name, alone
- * or behind its provider's and a slash.
+ * or behind its provider's and a slash.  *qualified (NULL: not asked for): the
+ * latter, which is what the name means then.
  */
-extern bool llmgw_model_exists(Relation rules, const char *model);
+extern bool llmgw_model_exists(Relation rules, const char *model, bool *qualified);
 
 #endif							/* LLMGW_CONFIG_RULES_H */

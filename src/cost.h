@@ -34,6 +34,22 @@ extern void llmgw_cost_expect(const LlmModel *model, int64 characters, int max_t
 							  LlmUsage *usage);
 extern LlmNano llmgw_cost_estimate(const LlmModel *model, int64 characters, int max_tokens);
 
+/*
+ * The most that a request of at most so many input and output tokens can cost,
+ * however the provider splits the input into plain, cached and newly cached tokens:
+ * the dearest of all that may apply, in each price tier up to that size.
+ * LLMGW_COST_UNKNOWN where one of them has no price; PG_INT64_MAX where it is
+ * more than fits.
+ */
+extern LlmNano llmgw_cost_bound(const LlmModel *model, int64 input_tokens,
+								int64 output_tokens);
+
+/*
+ * The most output tokens with which that bound is no more than room, at most
+ * PG_INT32_MAX; -1: not even the input is, or it has no price.
+ */
+extern int64 llmgw_cost_affordable(const LlmModel *model, int64 input_tokens, LlmNano room);
+
 /* the amount as a numeric in USD with nine decimals at most; NULL datum's caller checks */
 extern Datum llmgw_nano_to_numeric(LlmNano nano);
 

@@ -40,10 +40,6 @@ llmgw_run_unbooked(LlmCall *call, MemoryContext context)
 {
 	LlmRun		run = {0};
 
-	if (call->spec->cache == LLMGW_CACHE_ONLY)
-		llmgw_call_fail(call, LLMGW_NO_CANDIDATE, call->inputs ?
-						"no answer is cached for this input" :
-						"no answer is cached for this prompt");
 	run.context = context;
 	run.max_in_flight = 1;
 	run.next = next_single;
@@ -73,6 +69,7 @@ complete(FunctionCallInfo fcinfo, MemoryContext context)
 
 	llmgw_args_check_prompt(prompt);
 	call = llmgw_call_create(context, spec, prompt);
+	llmgw_call_allow_similar(call, llmgw_run_unbooked);
 	llmgw_run_single(call, context);
 	MemoryContextSwitchTo(old);
 	return call;
@@ -196,14 +193,15 @@ void
 llmgw_detail_row(const LlmCall *call, Datum *values, bool *nulls)
 {
 	const LlmModel *model = call->model;
+	const LlmKept *kept = call->kept;
 	bool		ok = call->error == LLMGW_OK;
 	bool		said = ok && (call->response[0] != '\0' || call->tool_calls == NULL);
 	int			i = 0;
 
 	put_text(values, nulls, i++, said ? call->response : NULL);
-	put_text(values, nulls, i++, model ? model->provider->name : NULL);
-	put_text(values, nulls, i++, model ? model->name : NULL);
-	put_text(values, nulls, i++, model ? model->tier->name : NULL);
+	put_text(values, nulls, i++, kept ? kept->provider : model ? model->provider->name : NULL);
+	put_text(values, nulls, i++, kept ? kept->model : model ? model->name : NULL);
+	put_text(values, nulls, i++, kept ? kept->model_tier : model ? model->tier->name : NULL);
 	put_text(values, nulls, i++, call->spec->task);
 	put_text(values, nulls, i++, call->spec->priority->name);
 	put_text(values, nulls, i++, call->finish_reason);
@@ -219,9 +217,9 @@ llmgw_detail_row(const LlmCall *call, Datum *values, bool *nulls)
 	nulls[i] = false;
 	values[i++] = BoolGetDatum(call->fallback);
 	nulls[i] = false;
-	values[i++] = BoolGetDatum(false);	/* cached */
+	values[i++] = BoolGetDatum(kept != NULL);
 	put_params(values, nulls, i++, ok ? call->degraded : 0);
-	nulls[i++] = true;			/* notice: not downgraded */
+	put_text(values, nulls, i++, llmgw_call_notice(call));
 	nulls[i] = call->tool_calls == NULL;
 	values[i] = nulls[i] ? (Datum) 0 : JsonbPGetDatum(call->tool_calls);
 	i++;

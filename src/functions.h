@@ -75,6 +75,9 @@ extern void llmgw_args_check_prompt(const char *prompt);
 /* Raises 42704 for a name that is neither an alias nor a model's. */
 extern void llmgw_args_check_model(const LlmConfig *config, const char *model);
 
+/* What a call of a task is optimized for, unless it says so itself. */
+extern LlmOptimize llmgw_args_default_optimize(const LlmConfig *config, const char *task);
+
 /* Raises 22023 for a schema that answers cannot be held to. */
 extern void llmgw_args_check_schema(Jsonb *schema);
 

@@ -387,6 +387,15 @@ llmgw_args_none(FunctionCallInfo fcinfo, FunctionCallInfo common)
 	}
 }
 
+LlmOptimize
+llmgw_args_default_optimize(const LlmConfig *config, const char *name)
+{
+	const LlmTask *task = llmgw_config_task(config, name);
+
+	return task != NULL && task->optimize != LLMGW_OPTIMIZE_NONE ? task->optimize :
+		llmgw_default_optimize;
+}
+
 LlmSpec *
 llmgw_args_read(FunctionCallInfo fcinfo, MemoryContext context)
 {
@@ -404,8 +413,8 @@ llmgw_args_read(FunctionCallInfo fcinfo, MemoryContext context)
 	spec->task = read_task(fcinfo, spec->config);
 	spec->task_source = PG_ARGISNULL(LLMGW_ARG_TASK) ? "default" : "argument";
 	spec->optimize = read_word(fcinfo, LLMGW_ARG_OPTIMIZE, "optimize",
-							   llmgw_default_optimize, llmgw_optimize_from_name,
-							   "quality, cost, speed");
+							   llmgw_args_default_optimize(spec->config, spec->task),
+							   llmgw_optimize_from_name, "quality, cost, speed");
 	spec->min_tier = read_min_tier(fcinfo, spec->config);
 	spec->system_prompt = text_arg(fcinfo, LLMGW_ARG_SYSTEM_PROMPT);
 	if (!PG_ARGISNULL(LLMGW_ARG_MAX_TOKENS))

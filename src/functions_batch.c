@@ -36,6 +36,8 @@ typedef struct BatchItem
 	text	   *prompt;			/* NULL: a NULL prompt */
 	int			leader;			/* whose answer it shares; itself: its own */
 	int			followers;		/* rows that still wait for this answer */
+	int			next;			/* who shares the same answer, too; 0: none */
+	int64		request_id;		/* of one that shares */
 	MinimalTuple row;			/* from when its call is done until it and its
 								 * followers are out; NULL otherwise */
 } BatchItem;
@@ -126,11 +128,16 @@ find_leaders(Batch *batch)
 	for (int i = 0; i < batch->n; i++)
 		prompts[i] = batch->items[i].prompt;
 	first = llmgw_find_equal(prompts, batch->n);
-	for (int i = 0; i < batch->n; i++)
+	for (int i = batch->n - 1; i >= 0; i--)
 	{
+		BatchItem  *leader = &batch->items[first[i]];
+
 		batch->items[i].leader = first[i];
-		if (first[i] != i)
-			batch->items[first[i]].followers++;
+		if (first[i] == i)
+			continue;
+		batch->items[i].next = leader->next;
+		leader->next = i;
+		leader->followers++;
 	}
 	pfree(first);
 	pfree(prompts);
@@ -138,12 +145,12 @@ find_leaders(Batch *batch)
 
 /* The columns of a row that say that it shares another's answer. */
 static void
-mark_shared(Datum *values, bool *nulls)
+mark_shared(Datum *values, bool *nulls, int64 request_id)
 {
 	bool		answered = nulls[1 + LLMGW_DETAIL_ERROR_CLASS];
 
 	values[1 + LLMGW_DETAIL_CACHED] = BoolGetDatum(answered);
-	values[1 + LLMGW_DETAIL_REQUEST_ID] = Int64GetDatum(llmgw_next_request_id());
+	values[1 + LLMGW_DETAIL_REQUEST_ID] = Int64GetDatum(request_id);
 	values[1 + LLMGW_DETAIL_ATTEMPTS] = Int32GetDatum(0);
 	for (int i = LLMGW_DETAIL_INPUT_TOKENS; i <= LLMGW_DETAIL_REASONING_TOKENS; i++)
 		values[1 + i] = Int32GetDatum(0);
@@ -199,7 +206,7 @@ emit(Batch *batch)
 				slot->tts_values[c] = batch->minimal_slot->tts_values[c];
 				slot->tts_isnull[c] = batch->minimal_slot->tts_isnull[c];
 			}
-			mark_shared(slot->tts_values, slot->tts_isnull);
+			mark_shared(slot->tts_values, slot->tts_isnull, item->request_id);
 			ExecStoreVirtualTuple(slot);
 			leader->followers--;
 		}
@@ -220,13 +227,24 @@ bool
 llmgw_batch_refresh(LlmSpec **spec, uint64 *generation, MemoryContext context)
 {
 	LlmConfig  *config = llmgw_config_get();
+	const LlmPriority *priority;
+	const LlmTier *min_tier;
 	LlmSpec    *fresh;
 
 	if (config->generation == *generation)
 		return false;
 	fresh = MemoryContextAlloc(context, sizeof(LlmSpec));
 	*fresh = **spec;
-	fresh->config = config;		/* which each call pins */
+	llmgw_config_pin(config, context);
+	fresh->config = config;
+
+	/* one that is gone counts as it was */
+	priority = llmgw_config_priority(config, (*spec)->priority->name);
+	if (priority != NULL)
+		fresh->priority = priority;
+	min_tier = (*spec)->min_tier ? llmgw_config_tier(config, (*spec)->min_tier->name) : NULL;
+	if (min_tier != NULL)
+		fresh->min_tier = min_tier;
 	*spec = fresh;
 	*generation = config->generation;
 	return true;
@@ -248,10 +266,7 @@ next_item(LlmRun *run)
 		(void) llmgw_batch_refresh(&batch->spec, &batch->generation, batch->context);
 		call = llmgw_call_create(run->context, batch->spec, "");
 		call->owner = item;
-		if (batch->spec->cache == LLMGW_CACHE_ONLY)
-			llmgw_call_fail(call, LLMGW_NO_CANDIDATE,
-							"no answer is cached for this prompt");
-		else if (VARSIZE_ANY_EXHDR(item->prompt) == 0)
+		if (VARSIZE_ANY_EXHDR(item->prompt) == 0)
 			llmgw_call_fail(call, LLMGW_INVALID_REQUEST, "the prompt is empty");
 		else
 		{
@@ -263,6 +278,18 @@ next_item(LlmRun *run)
 		return call;
 	}
 	return NULL;
+}
+
+/* Requests of their own, for the ledger, of those that share the call's outcome. */
+static void
+record_followers(Batch *batch, const LlmCall *call, const BatchItem *leader)
+{
+	for (int i = leader->next; i != 0; i = batch->items[i].next)
+	{
+		batch->items[i].request_id = llmgw_next_request_id();
+		batch->recorded = Max(batch->recorded,
+							  llmgw_call_record_shared(call, batch->items[i].request_id));
+	}
 }
 
 static void
@@ -278,6 +305,7 @@ done_item(LlmRun *run, LlmCall *call)
 		strcmp(call->finish_reason, "length") == 0)
 		batch->cut++;
 	batch->recorded = Max(batch->recorded, call->entry.end);
+	record_followers(batch, call, item);
 
 	/* only the row is kept: it may have to wait for a slow one before it */
 	old = MemoryContextSwitchTo(batch->scratch);

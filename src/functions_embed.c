@@ -19,9 +19,6 @@ PG_FUNCTION_INFO_V1(llmgw_sql_embed);
 
 #define EMBEDDING_TASK		"embedding"
 
-/* more than any model makes */
-#define MAX_DIMENSIONS		65536
-
 LlmSpec *
 llmgw_embed_read_args(FunctionCallInfo fcinfo, MemoryContext context)
 {
@@ -45,15 +42,19 @@ llmgw_embed_read_args(FunctionCallInfo fcinfo, MemoryContext context)
 	spec->operation = LLMGW_OP_EMBED;
 	spec->max_tokens = LLMGW_NO_OUTPUT;
 	if (PG_ARGISNULL(LLMGW_EMBED_TASK))
+	{
 		spec->task = EMBEDDING_TASK;
+		if (PG_ARGISNULL(LLMGW_ARG_OPTIMIZE))
+			spec->optimize = llmgw_args_default_optimize(spec->config, spec->task);
+	}
 	if (!PG_ARGISNULL(LLMGW_EMBED_DIMENSIONS))
 	{
 		spec->dimensions = PG_GETARG_INT32(LLMGW_EMBED_DIMENSIONS);
-		if (spec->dimensions < 1 || spec->dimensions > MAX_DIMENSIONS)
+		if (spec->dimensions < 1 || spec->dimensions > LLMGW_MAX_DIMENSIONS)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("dimensions must be between 1 and %d, not %d",
-							MAX_DIMENSIONS, spec->dimensions),
+							LLMGW_MAX_DIMENSIONS, spec->dimensions),
 					 errhint("Leave it out for as many as the model makes.")));
 	}
 	return spec;

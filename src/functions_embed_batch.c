@@ -257,9 +257,6 @@ next_call(LlmRun *run)
 		next_pack(batch, call);
 	call->prompt = prompt_of(call);
 	MemoryContextSwitchTo(old);
-	if (batch->spec->cache == LLMGW_CACHE_ONLY)
-		llmgw_call_fail(call, LLMGW_NO_CANDIDATE,
-						"no answer is cached for this input");
 	return call;
 }
 

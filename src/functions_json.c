@@ -91,6 +91,7 @@ repair(const LlmCall *first, MemoryContext context)
 
 	call->messages = repair_messages(first);
 	call->preferred = first->model;
+	call->mends = first;
 	call->deadline = first->deadline;
 	if (llmgw_now() >= call->deadline)
 		llmgw_call_fail(call, LLMGW_TIMEOUT,

@@ -81,6 +81,7 @@ llmgw_sql_estimate_cost(PG_FUNCTION_ARGS)
 		llmgw_args_check_max_tokens(query.max_tokens);
 	}
 	query.task = "default";
+	query.optimize = llmgw_args_default_optimize(config, query.task);
 	query.role = GetOuterUserId();
 	query.tags = llmgw_args_default_tags();
 	query.characters = pg_mbstrlen_with_len(VARDATA_ANY(prompt), VARSIZE_ANY_EXHDR(prompt));

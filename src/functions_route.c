@@ -59,6 +59,8 @@ typedef struct View
 								 * was */
 	bool		asked;			/* a call would have found that out */
 	bool		passed_over;	/* there is no waiting for it any more */
+	const char *shortage;		/* why no budget has room for it; NULL: all
+								 * that it is charged to have */
 } View;
 
 /* Whether a candidate may be asked, as far as is known. */
@@ -69,7 +71,7 @@ is_left(const LlmCandidate *c, const View *view)
 }
 
 static void
-look(const LlmCall *call, const LlmCandidate *c, View *view)
+look(LlmCall *call, const LlmCandidate *c, View *view)
 {
 	const LlmProvider *provider = c->model->provider;
 	LlmAdmitQuery query = {0};
@@ -83,9 +85,10 @@ look(const LlmCall *call, const LlmCandidate *c, View *view)
 	{
 		LlmUsage	expected;
 
-		llmgw_cost_expect(c->model, call->characters, call->spec->max_tokens, &expected);
+		llmgw_estimate(c->model, call->characters, call->spec->max_tokens, &expected);
 		query.tokens = expected.input + expected.output;
 	}
+	view->shortage = llmgw_call_shortage(call, c);
 	view->admit = llmgw_endpoint_look(&query, &view->refusal);
 	if (view->admit == LLMGW_ADMITTED)
 		return;
@@ -130,6 +133,23 @@ has_alternatives(const LlmCall *call, const View *views, int than)
 	return false;
 }
 
+/* Want of money for one tier does not lead to a worse one. */
+static void
+pass_over_worse(const LlmCall *call, View *views, int rank)
+{
+	for (int i = 0; i < call->route.ncandidates; i++)
+	{
+		const LlmCandidate *c = &call->route.candidates[i];
+
+		if (c->dropped != NULL || c->model->tier->rank <= rank)
+			continue;
+		views[i].passed_over = true;
+		if (views[i].shortage == NULL)
+			views[i].shortage = psprintf("priority \"%s\" is not served by a worse tier for want of money",
+										 call->spec->priority->name);
+	}
+}
+
 /*
  * The candidate that the call is sent to or waits at, if it is made now; -1: it
  * fails.
@@ -164,7 +184,12 @@ choose(const LlmCall *call, View *views)
 			switch (views[i].admit)
 			{
 				case LLMGW_ADMITTED:
-					return i;
+					if (views[i].shortage == NULL)
+						return i;
+					views[i].passed_over = true;
+					if (llmgw_call_keeps_tier(call))
+						pass_over_worse(call, views, c->model->tier->rank);
+					break;
 				case LLMGW_ADMIT_OPEN:
 					if (open < 0 || views[i].refusal.until < views[open].refusal.until)
 						open = i;
@@ -178,12 +203,30 @@ choose(const LlmCall *call, View *views)
 			}
 		}
 		if (later < 0)
-			return open;
+			return open >= 0 && views[open].shortage != NULL ? -1 : open;
 		if (would_wait(call, &candidates[later], &views[later],
 					   has_alternatives(call, views, later)))
 			return later;
 		views[later].passed_over = true;
 	}
+}
+
+/* Why one that may be asked is where it is in the list. */
+static void
+say_place(const LlmCall *call, const LlmCandidate *c, StringInfo buf)
+{
+	const char *optimize = llmgw_optimize_name(call->spec->optimize);
+
+	appendStringInfoString(buf, c == llmgw_route_first(&call->route) ? "first" : "fallback");
+	if (optimize != NULL)
+		appendStringInfo(buf, " by %s", optimize);
+	if (c->rule != NULL)
+		appendStringInfo(buf, optimize ? " (routing rule " INT64_FORMAT ")" :
+						 " by routing rule " INT64_FORMAT, c->rule->id);
+	else if (call->route.pinned)
+		appendStringInfoString(buf, ": the call names this model");
+	else
+		appendStringInfo(buf, "%s: no routing rule applies", optimize ? "" : " by quality");
 }
 
 /* Why a candidate is where it is in the list, and what is in its way, in words. */
@@ -192,7 +235,6 @@ reason_of(const LlmCall *call, const View *views, int number, bool chosen)
 {
 	const LlmCandidate *c = &call->route.candidates[number];
 	const View *view = &views[number];
-	const char *place = c == llmgw_route_first(&call->route) ? "first" : "fallback";
 	StringInfoData buf;
 
 	initStringInfo(&buf);
@@ -203,13 +245,7 @@ reason_of(const LlmCall *call, const View *views, int number, bool chosen)
 			appendStringInfo(&buf, " (routing rule " INT64_FORMAT ")", c->rule->id);
 		return buf.data;
 	}
-	if (c->rule != NULL)
-		appendStringInfo(&buf, "%s by routing rule " INT64_FORMAT, place, c->rule->id);
-	else if (call->route.pinned)
-		appendStringInfo(&buf, "%s: the call names this model", place);
-	else
-		appendStringInfo(&buf, "%s by quality: no routing rule applies", place);
-
+	say_place(call, c, &buf);
 	if (view->key_problem != NULL)
 		appendStringInfo(&buf, "; its key cannot be read: %s", view->key_problem);
 	else if (view->admit == LLMGW_ADMIT_LATER)
@@ -225,6 +261,8 @@ reason_of(const LlmCall *call, const View *views, int number, bool chosen)
 		if (chosen)
 			appendStringInfoString(&buf, "; asked all the same, as nothing else is left");
 	}
+	if (view->key_problem == NULL && view->shortage != NULL)
+		appendStringInfo(&buf, "; not sent: %s", view->shortage);
 	return buf.data;
 }
 

@@ -74,9 +74,6 @@ begin(FunctionCallInfo fcinfo)
 	spec->operation = LLMGW_OP_STREAM;
 	stream->call = llmgw_call_create(context, spec, prompt);
 	stream->call->owner = stream;
-	if (spec->cache == LLMGW_CACHE_ONLY)
-		llmgw_call_fail(stream->call, LLMGW_NO_CANDIDATE,
-						"no answer is cached for this prompt");
 	stream->run.context = context;
 	stream->run.max_in_flight = 1;
 	stream->run.next = next_call;

@@ -16,19 +16,28 @@
 #include <limits.h>
 
 #include "utils/builtins.h"
+#include "utils/datetime.h"
 #include "utils/guc.h"
+#include "utils/timestamp.h"
 
+#include "compat.h"
 #include "guc.h"
 #include "json.h"
+#include "timing.h"
 
 int			llmgw_max_databases;
 int			llmgw_max_providers;
+int			llmgw_max_budgets;
 
 int			llmgw_ledger_buffer;
 int			llmgw_retention;
 int			llmgw_worker_idle_timeout;
 int			llmgw_probe_interval;
+int			llmgw_cache_ttl;
+int			llmgw_cache_size;
+char	   *llmgw_cache_embedding_model;
 int			llmgw_load_balancing;
+bool		llmgw_adaptive_estimates;
 
 bool		llmgw_enabled;
 char	   *llmgw_allowed_hosts;
@@ -49,6 +58,11 @@ int			llmgw_on_error;
 int			llmgw_cache;
 int			llmgw_batch_concurrency;
 char	   *llmgw_tags;
+
+#ifdef LLM_GATEWAY_TESTING
+static char *testing_clock;
+static TimestampTz testing_moment;	/* what it says; 0: nothing */
+#endif
 
 static const struct config_enum_entry on_error_options[] = {
 	{"error", LLMGW_ON_ERROR_RAISE, false},
@@ -328,6 +342,50 @@ check_tags(char **newval, void **extra, GucSource source)
 	return false;
 }
 
+#ifdef LLM_GATEWAY_TESTING
+static bool
+moment_from_text(const char *text, TimestampTz *moment)
+{
+	char		buffer[MAXDATELEN + MAXDATEFIELDS];
+	char	   *field[MAXDATEFIELDS];
+	int			ftype[MAXDATEFIELDS];
+	int			nf;
+	int			dtype;
+	struct pg_tm tm;
+	fsec_t		fsec;
+	int			tz;
+
+	return ParseDateTime(text, buffer, sizeof(buffer), field, ftype, MAXDATEFIELDS, &nf) == 0 &&
+		llmgw_decode_date_time(field, ftype, nf, &dtype, &tm, &fsec, &tz) == 0 &&
+		dtype == DTK_DATE &&
+		tm2timestamp(&tm, fsec, &tz, moment) == 0;
+}
+
+static bool
+check_testing_clock(char **newval, void **extra, GucSource source)
+{
+	TimestampTz moment;
+
+	if (is_blank(*newval) || moment_from_text(*newval, &moment))
+		return true;
+	GUC_check_errdetail("This is no timestamp with time zone.");
+	return false;
+}
+
+static void
+assign_testing_clock(const char *newval, void *extra)
+{
+	if (is_blank(newval) || !moment_from_text(newval, &testing_moment))
+		testing_moment = 0;
+}
+
+int64
+llmgw_wall_clock(void)
+{
+	return testing_moment != 0 ? testing_moment : GetCurrentTimestamp();
+}
+#endif							/* LLM_GATEWAY_TESTING */
+
 static void
 define_server_settings(void)
 {
@@ -341,6 +399,12 @@ define_server_settings(void)
 							"Sets how many providers of the cluster have a circuit breaker and limits.",
 							"Each takes some eight kilobytes of shared memory.",
 							&llmgw_max_providers, 256, 1, 10000,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+
+	DefineCustomIntVariable("llm_gateway.max_budgets",
+							"Sets how many budgets of the cluster may be charged in the same period.",
+							"Each takes 128 bytes of shared memory.",
+							&llmgw_max_budgets, 1000, 1, 100000,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 
 	DefineCustomIntVariable("llm_gateway.ledger_buffer",
@@ -367,10 +431,35 @@ define_server_settings(void)
 							&llmgw_probe_interval, 0, 0, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
 
+	DefineCustomIntVariable("llm_gateway.cache_ttl",
+							"Sets for how long answers are kept where the task does not say it.",
+							"Of calls with cache \"on\" or \"refresh\". Zero keeps only answers of tasks that have a cache_ttl.",
+							&llmgw_cache_ttl, SECS_PER_DAY, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+
+	DefineCustomIntVariable("llm_gateway.cache_size",
+							"Sets how much the answers kept in llm_cache may take.",
+							"Beyond it the oldest are deleted. Zero keeps none.",
+							&llmgw_cache_size, 100 * 1024, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
+
+	DefineCustomStringVariable("llm_gateway.cache_embedding_model",
+							   "Names the model that tells which prompts are similar.",
+							   "Written as the argument model. It is asked for an embedding of prompts of tasks that "
+							   "have a cache_similarity. When empty, answers are kept for equal prompts only.",
+							   &llmgw_cache_embedding_model, "",
+							   PGC_SIGHUP, 0, NULL, NULL, NULL);
+
 	DefineCustomEnumVariable("llm_gateway.load_balancing",
 							 "Sets how calls are shared out among the providers of a model.",
 							 NULL,
 							 &llmgw_load_balancing, LLMGW_BALANCE_WEIGHTED, balancing_options,
+							 PGC_SIGHUP, 0, NULL, NULL, NULL);
+
+	DefineCustomBoolVariable("llm_gateway.adaptive_estimates",
+							 "Estimates calls by what a model's answers have been like.",
+							 "When off, by the length of the prompt and a fixed length of the answer.",
+							 &llmgw_adaptive_estimates, true,
 							 PGC_SIGHUP, 0, NULL, NULL, NULL);
 }
 
@@ -505,6 +594,15 @@ define_user_settings(void)
 							   "Tags given with a call are merged into it. Budgets and routing rules can match them.",
 							   &llmgw_tags, "",
 							   PGC_USERSET, 0, check_tags, NULL, NULL);
+
+#ifdef LLM_GATEWAY_TESTING
+	DefineCustomStringVariable("llm_gateway.testing_clock",
+							   "Sets what the wall clock of this session shows: a timestamp with time zone, or nothing.",
+							   "For tests of what happens in the course of days. Nothing that waits looks at it.",
+							   &testing_clock, "",
+							   PGC_USERSET, GUC_NOT_IN_SAMPLE,
+							   check_testing_clock, assign_testing_clock, NULL);
+#endif
 }
 
 void

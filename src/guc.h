@@ -45,13 +45,19 @@ typedef enum LlmBalancing
 /* set when the server starts */
 extern int	llmgw_max_databases;
 extern int	llmgw_max_providers;
+extern int	llmgw_max_budgets;
 
 /* set in postgresql.conf */
 extern int	llmgw_ledger_buffer;	/* kB */
 extern int	llmgw_retention;	/* minutes; 0: for ever */
 extern int	llmgw_worker_idle_timeout;	/* ms; 0: never */
 extern int	llmgw_probe_interval;	/* ms; 0: idle providers are not probed */
+extern int	llmgw_cache_ttl;	/* s; 0: only what a task has a cache_ttl for */
+extern int	llmgw_cache_size;	/* kB; 0: no answers are kept */
+extern char *llmgw_cache_embedding_model;	/* as the argument model; "": no
+											 * prompts are similar */
 extern int	llmgw_load_balancing;	/* LlmBalancing */
+extern bool llmgw_adaptive_estimates;
 
 /* set by superusers */
 extern bool llmgw_enabled;

@@ -249,12 +249,14 @@ llmgw_judge_cost(const LlmCall *call, LlmErrorClass error, LlmUsage *usage,
 	*source = LLMGW_SOURCE_NONE;
 	if (t->http_status >= 300 || !t->requested || call->plain)
 		return 0;
-	usage->input = (call->characters + 3) / 4;
+	llmgw_estimate(model, llmgw_call_characters(call, model), LLMGW_NO_OUTPUT, usage);
 	seen = pg_mbstrlen_with_len(call->answer.text.data, call->answer.text.len);
 	for (int i = 0; i < call->answer.ntool_calls; i++)
 		seen += pg_mbstrlen_with_len(call->answer.tool_calls[i].arguments.data,
 									 call->answer.tool_calls[i].arguments.len);
 	usage->output = seen > 0 ? (seen + 3) / 4 : unread_output(call, model, error);
+	if (call->output_cap > 0)
+		usage->output = Min(usage->output, call->output_cap);
 	cost = llmgw_cost(model, usage);
 	if (cost != LLMGW_COST_UNKNOWN)
 		*source = LLMGW_SOURCE_ESTIMATE;

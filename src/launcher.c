@@ -43,6 +43,7 @@
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
+#include "budget.h"
 #include "compat.h"
 #include "endpoint.h"
 #include "launcher.h"
@@ -191,6 +192,7 @@ static void
 drop_spool(void *arg)
 {
 	llmgw_endpoint_drop_database(*(Oid *) arg);
+	llmgw_budget_drop(*(Oid *) arg);
 	llmgw_spool_drop(*(Oid *) arg);
 }
 

@@ -151,7 +151,7 @@ llmgw_ledger_note(LlmLedgerEntry *entry, int64 request_id, const LlmRequestInfo 
 	Size		room;
 	char	   *reason;
 
-	Assert(!entry->ended);
+	Assert(!entry->ended && attempt->ncharged <= LLMGW_MAX_CHARGED);
 	note.owner = llmgw_spool_owner();
 	note.request = *request;
 	note.attempt = *attempt;
@@ -193,6 +193,29 @@ llmgw_ledger_response(LlmLedgerEntry *entry, int64 request_id, const char *respo
 {
 	if (entry->noted && !entry->ended)
 		append_text(entry, request_id, LLMGW_RECORD_RESPONSE, response);
+}
+
+bool
+llmgw_ledger_keep(LlmLedgerEntry *entry, int64 request_id, const LlmKeep *keep)
+{
+	StringInfoData buf;
+	char	   *reason;
+	bool		kept;
+
+	/* one that cache_size has no room for would only drive out the others */
+	if (!entry->noted || entry->ended || llmgw_cache_size == 0 ||
+		llmgw_keep_size(keep) > LLMGW_MAX_KEPT ||
+		(int64) llmgw_keep_size(keep) + LLMGW_KEPT_ROW > (int64) llmgw_cache_size * 1024)
+		return false;
+	initStringInfo(&buf);
+	llmgw_keep_encode(&buf, keep);
+	reason = llmgw_spool_reserve(LLMGW_RECORD_SIZE(buf.len));
+	kept = reason == NULL &&
+		llmgw_spool_append(LLMGW_RECORD_KEEP, request_id, buf.data, buf.len, &entry->end);
+	if (reason != NULL)
+		pfree(reason);
+	pfree(buf.data);
+	return kept;
 }
 
 /*
@@ -274,8 +297,8 @@ static bool
 in_the_way(const LlmConfig *config)
 {
 	static const char *const tables[] = {
-		"llm_requests", "llm_attempts", "llm_daily_spend",
-		"_llm_spool_position", "_llm_spool_carried"
+		"llm_requests", "llm_attempts", "llm_daily_spend", "_llm_budget_spend",
+		"_llm_spool_position", "_llm_spool_carried", "llm_cache"
 	};
 	LOCKTAG		tag;
 

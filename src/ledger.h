@@ -29,6 +29,9 @@
 #define LLMGW_MAX_FINISH_REASON	64
 #define LLMGW_MAX_PASSED_OVER	200
 
+/* budgets that one attempt can be charged to */
+#define LLMGW_MAX_CHARGED		32
+
 typedef enum LlmOperation
 {
 	LLMGW_OP_COMPLETE,
@@ -81,7 +84,22 @@ typedef struct LlmRequestInfo
 	const char *optimize;
 	const char *requested_model;
 	const char *tags;			/* jsonb as text */
+
+	/*
+	 * the budget that took better models away, and the best tier that it
+	 * took; NULL: none did
+	 */
+	const char *downgraded_by;
+	const char *downgraded_from;
 } LlmRequestInfo;
+
+/* A budget that an attempt is charged to, and in which period. */
+typedef struct LlmCharged
+{
+	int64		id;
+	TimestampTz period_start;
+	const char *name;
+} LlmCharged;
 
 /* An attempt, before it is sent. */
 typedef struct LlmAttemptInfo
@@ -96,6 +114,8 @@ typedef struct LlmAttemptInfo
 	int64		expected_input; /* tokens */
 	int64		expected_output;
 	LlmNano		expected_cost;
+	int			ncharged;		/* at most LLMGW_MAX_CHARGED */
+	LlmCharged *charged;		/* each budget once */
 } LlmAttemptInfo;
 
 /* What became of an attempt. */
@@ -126,7 +146,43 @@ typedef struct LlmResult
 	int64		latency_us;
 	int64		ttft_us;		/* -1: none */
 	int64		queue_us;		/* -1: the sum of the attempts' */
+
+	/*
+	 * Whose answer it was, where nothing was noted: of LLMGW_STATUS_CACHED.
+	 * Ignored where an attempt was.
+	 */
+	const char *provider;
+	const char *model;
+	const char *model_tier;
 } LlmResult;
+
+/*
+ * An answer to be kept in llm_cache.  All else about it - who asked, whose answer
+ * it is, what it did cost - is what its request and its last attempt say.
+ */
+typedef struct LlmKeep
+{
+	char		key[LLMGW_HASH_LEN];	/* LlmCacheKey */
+	TimestampTz created_at;
+	TimestampTz expires_at;
+	const char *response;		/* may be NULL */
+	const char *tool_calls;		/* jsonb as text; NULL: none */
+
+	/* of its prompt, so that similar ones may have the answer, too */
+	char		scope[LLMGW_HASH_LEN];
+	int			dimensions;		/* at most LLMGW_MAX_DIMENSIONS; 0: no
+								 * embedding */
+	const float4 *embedding;
+} LlmKeep;
+
+/* more than any model makes */
+#define LLMGW_MAX_DIMENSIONS	65536
+
+/* answers with more text than that are not kept */
+#define LLMGW_MAX_KEPT			(1024 * 1024)
+
+/* what a row of llm_cache takes beside the texts */
+#define LLMGW_KEPT_ROW			256
 
 /*
  * A request's place in the ledger; part of its call.  All zeros: nothing noted
@@ -170,6 +226,14 @@ extern void llmgw_ledger_end(LlmLedgerEntry *entry, int64 request_id,
 /* Records an answer's text, before its end; where there is no room, a WARNING. */
 extern void llmgw_ledger_response(LlmLedgerEntry *entry, int64 request_id,
 								  const char *response);
+
+/*
+ * Records an answer that is to be kept, before its end; once the request is
+ * booked, and ended as LLMGW_STATUS_OK, it is in llm_cache in place of any that has
+ * the key.  False, and nothing is said, when it will not be: nothing was noted, it
+ * is too large, no room for it.
+ */
+extern bool llmgw_ledger_keep(LlmLedgerEntry *entry, int64 request_id, const LlmKeep *keep);
 
 /*
  * llm_gateway.ledger_sync: returns when everything before the offset (of the

@@ -49,6 +49,7 @@ struct LlmBook
 	LlmTables  *tables;
 	LlmSource	source;
 	int64		retained;		/* see llmgw_retain() */
+	LlmKeptBytes kept;
 	LlmInstant	owners_checked;
 	uint64		synced;			/* before it, all is durable or booked */
 };
@@ -252,6 +253,7 @@ apply(LlmBook *book, const LlmPosition *position, const LlmPosted *posted,
 	for (int i = 0; i < ncarried; i++)
 		llmgw_open_carried(source->open, carried[i], position->read_offset);
 	llmgw_source_booked(source);
+	llmgw_kept_add(&book->kept, posted->kept);
 	pg_atomic_fetch_add_u64(&spool->requests_booked, posted->booked);
 	pg_atomic_fetch_add_u64(&spool->records_discarded, posted->foreign + posted->damaged);
 	if (posted->booked > 0)
@@ -466,9 +468,16 @@ llmgw_book_retain(LlmBook *book)
 
 	more = llmgw_retain_events(book->tables);
 	more |= llmgw_retain(book->tables, &book->retained);
+	more |= llmgw_retain_kept(book->tables, &book->kept);
 	MemoryContextSwitchTo(caller);
 	MemoryContextReset(book->step_context);
 	return more;
+}
+
+bool
+llmgw_book_cache_full(const LlmBook *book)
+{
+	return llmgw_kept_too_many(&book->kept);
 }
 
 void

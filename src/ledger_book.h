@@ -6,7 +6,7 @@
  * A book is one worker's view of one database's spool: readers of its
  * generations, and the requests that have begun and not yet ended.  Each step
  * is one short transaction that writes llm_requests, llm_attempts,
- * llm_daily_spend and the position from which the next step goes on
+ * llm_daily_spend, _llm_budget_spend, llm_cache and the position from which the next step goes on
  * (_llm_spool_position): exactly once, whenever the worker or the server dies.
  *
  *-------------------------------------------------------------------------
@@ -57,9 +57,13 @@ extern void llmgw_book_leave(LlmBook *book);
 extern void llmgw_book_events(LlmBook *book, const LlmBreakerEvent *events, int n);
 
 /*
- * Deletes some rows that are older than llm_gateway.retention, in transactions
- * of its own.  False when there were none.  Raises as llmgw_book_step().
+ * Deletes some rows that are older than llm_gateway.retention, and some kept
+ * answers that have expired or are too many, in transactions of its own.  False
+ * when there were none.  Raises as llmgw_book_step().
  */
 extern bool llmgw_book_retain(LlmBook *book);
+
+/* Whether kept answers may be too many. */
+extern bool llmgw_book_cache_full(const LlmBook *book);
 
 #endif							/* LLMGW_LEDGER_BOOK_H */

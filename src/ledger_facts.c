@@ -116,6 +116,20 @@ read_end(const LlmOpenRequest *request, LlmFacts *facts)
 		facts->attempts[facts->nattempts - 1].unknown = false;
 	}
 	facts->result = end.result;
+	if (facts->nattempts == 0)
+	{
+		facts->provider = end.result.provider;
+		facts->model = end.result.model;
+		facts->model_tier = end.result.model_tier;
+	}
+	else
+	{
+		const LlmAttemptInfo *last = &facts->attempts[facts->nattempts - 1].info;
+
+		facts->provider = last->provider;
+		facts->model = last->model;
+		facts->model_tier = last->model_tier;
+	}
 	return true;
 }
 
@@ -169,6 +183,8 @@ llmgw_facts_read(const LlmOpenRequest *request, LlmFacts *facts)
 			facts->prompt = raw;
 		else if (raw->type == LLMGW_RECORD_RESPONSE)
 			facts->response = raw;
+		else if (raw->type == LLMGW_RECORD_KEEP)
+			facts->keep = raw;
 		else if (raw->type == LLMGW_RECORD_NOTE && !read_note(raw, facts))
 			return false;
 	}

@@ -112,13 +112,13 @@ put_request(LlmRows *rows, const LlmFacts *facts, bool careful)
 {
 	const LlmRequestInfo *request = &facts->request;
 	const LlmResult *result = &facts->result;
-	const LlmAttemptInfo *last = facts->nattempts > 0 ?
-	&facts->attempts[facts->nattempts - 1].info : NULL;
 	const LlmRaw *prompt = facts->prompt;
 	const LlmRaw *response = facts->response;
 	int64		queue_us = result->queue_us;
+	const char **budgets;
+	int			nbudgets;
 
-	if (queue_us < 0 && last != NULL)
+	if (queue_us < 0 && facts->nattempts > 0)
 	{
 		queue_us = 0;
 		for (int i = 0; i < facts->nattempts; i++)
@@ -140,11 +140,11 @@ put_request(LlmRows *rows, const LlmFacts *facts, bool careful)
 	llmgw_rows_text(rows, request->task);
 	llmgw_rows_text(rows, request->task_source);
 	llmgw_rows_text(rows, request->priority);
-	llmgw_rows_text(rows, last != NULL ? last->model_tier : NULL);
+	llmgw_rows_text(rows, facts->model_tier);
 	llmgw_rows_text(rows, request->optimize);
 	llmgw_rows_text(rows, request->requested_model);
-	llmgw_rows_text(rows, last != NULL ? last->provider : NULL);
-	llmgw_rows_text(rows, last != NULL ? last->model : NULL);
+	llmgw_rows_text(rows, facts->provider);
+	llmgw_rows_text(rows, facts->model);
 	llmgw_rows_text(rows, llmgw_status_name(result->status));
 	llmgw_rows_text(rows, result->error != LLMGW_OK ? llmgw_error_class_name(result->error) : NULL);
 	llmgw_rows_text(rows, result->finish_reason);
@@ -161,6 +161,11 @@ put_request(LlmRows *rows, const LlmFacts *facts, bool careful)
 	put_ms(rows, result->latency_us);
 	put_ms(rows, result->ttft_us);
 	put_ms(rows, queue_us);
+	nbudgets = llmgw_facts_budgets(facts, &budgets);
+	if (nbudgets > 0)
+		llmgw_rows_texts(rows, budgets, nbudgets);
+	else
+		llmgw_rows_null(rows);
 	put_tags(rows, facts, careful);
 	if (request->has_hash)
 		llmgw_rows_bytea(rows, request->prompt_hash, LLMGW_HASH_LEN);
@@ -171,6 +176,8 @@ put_request(LlmRows *rows, const LlmFacts *facts, bool careful)
 	llmgw_rows_text(rows, result->passed_over);
 	llmgw_rows_text(rows, result->passed_over_class != LLMGW_OK ?
 					llmgw_error_class_name(result->passed_over_class) : NULL);
+	llmgw_rows_text(rows, request->downgraded_by);
+	llmgw_rows_text(rows, request->downgraded_from);
 	llmgw_rows_next(rows);
 }
 
@@ -243,6 +250,7 @@ write_rows(LlmTables *tables, LlmFacts *facts, int nfacts, LlmPosted *posted)
 	bool		careful = reading_tags;
 	LlmRows    *rows = llmgw_rows_begin(tables, LLMGW_TABLE_REQUESTS);
 	LlmSpend   *spend;
+	LlmBudgetSums *sums;
 
 	reading_tags = false;
 	for (int i = 0; i < nfacts; i++)
@@ -252,6 +260,7 @@ write_rows(LlmTables *tables, LlmFacts *facts, int nfacts, LlmPosted *posted)
 
 	rows = llmgw_rows_begin(tables, LLMGW_TABLE_ATTEMPTS);
 	spend = llmgw_spend_begin();
+	sums = llmgw_budget_sums_begin();
 	for (int i = 0; i < nfacts; i++)
 	{
 		if (!facts[i].booked)
@@ -263,9 +272,24 @@ write_rows(LlmTables *tables, LlmFacts *facts, int nfacts, LlmPosted *posted)
 		for (int j = 0; j < facts[i].nattempts; j++)
 			put_attempt(rows, facts[i].id, &facts[i].attempts[j]);
 		llmgw_spend_add(spend, &facts[i]);
+		llmgw_budget_sums_add(sums, &facts[i]);
 	}
 	llmgw_rows_insert(rows);
 	llmgw_spend_write(spend, tables);
+	llmgw_budget_sums_write(sums, tables);
+	posted->kept = llmgw_keep_write(tables, facts, nfacts);
+}
+
+/*
+ * Budgets of an extension that never was are not those that have their ids now,
+ * nor are its answers made with this one's models.
+ */
+static void
+forget_former(LlmFacts *facts)
+{
+	facts->keep = NULL;
+	for (int i = 0; i < facts->nattempts; i++)
+		facts->attempts[i].info.ncharged = 0;
 }
 
 /* One that the server forgot when it crashed was never committed. */
@@ -314,9 +338,13 @@ llmgw_post(LlmTables *tables, dlist_head *requests, int n, LlmPosted *posted)
 			posted->damaged++;
 			posted->example = request->id;
 		}
-		else if (next->request.extension == extension ||
-				 (OidIsValid(extension) && was_rolled_back(next->request.creator)))
+		else if (next->request.extension == extension)
 			nfacts++;
+		else if (OidIsValid(extension) && was_rolled_back(next->request.creator))
+		{
+			forget_former(next);
+			nfacts++;
+		}
 		else if (in_progress(next->request.creator))
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

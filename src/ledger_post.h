@@ -60,6 +60,12 @@ typedef struct LlmFacts
 	LlmAttemptFacts *attempts;	/* by number */
 	const LlmRaw *prompt;		/* NULL: not recorded */
 	const LlmRaw *response;
+	const LlmRaw *keep;
+
+	/* whose answer it was, or who was tried last; NULL: nobody */
+	const char *provider;
+	const char *model;
+	const char *model_tier;
 
 	/* of all attempts */
 	LlmUsage	usage;
@@ -92,6 +98,28 @@ extern LlmSpend *llmgw_spend_begin(void);
 extern void llmgw_spend_add(LlmSpend *spend, const LlmFacts *facts);
 extern void llmgw_spend_write(LlmSpend *spend, LlmTables *tables);
 
+/* ledger_budgets.c: what budgets are charged */
+
+typedef struct LlmBudgetSums LlmBudgetSums;
+
+extern LlmBudgetSums *llmgw_budget_sums_begin(void);
+extern void llmgw_budget_sums_add(LlmBudgetSums *sums, const LlmFacts *facts);
+extern void llmgw_budget_sums_write(LlmBudgetSums *sums, LlmTables *tables);
+
+/*
+ * The budgets that a request is charged to by any of its attempts, each once, by
+ * id; palloc'd.  How many; 0: none, and *names is not set.
+ */
+extern int	llmgw_facts_budgets(const LlmFacts *facts, const char ***names);
+
+/* ledger_keep.c: the rows of llm_cache */
+
+/*
+ * Writes those of the requests' answers that are to be kept.  What they count
+ * against llm_gateway.cache_size; what they replaced is not known.
+ */
+extern int64 llmgw_keep_write(LlmTables *tables, const LlmFacts *facts, int nfacts);
+
 /* ledger_post.c: requests and their attempts */
 
 typedef struct LlmPosted
@@ -101,6 +129,7 @@ typedef struct LlmPosted
 	int			booked;
 	int			duplicates;		/* they were in the ledger before */
 	int			damaged;
+	int64		kept;			/* bytes of answers written to llm_cache */
 	int			foreign;		/* of an extension that has been dropped */
 	LlmNano		foreign_cost;
 	int64		example;		/* one of those that were not booked */

@@ -124,6 +124,26 @@ request_fields(Codec *c, LlmRequestInfo *r)
 	TEXT(c, r->optimize);
 	TEXT(c, r->requested_model);
 	TEXT(c, r->tags);
+	TEXT(c, r->downgraded_by);
+	TEXT(c, r->downgraded_from);
+}
+
+static void
+charged_fields(Codec *c, LlmAttemptInfo *a)
+{
+	a->ncharged = small_field(c, a->ncharged, LLMGW_MAX_CHARGED + 1);
+	if (c->buf == NULL)
+		a->charged = a->ncharged > 0 ? palloc0(sizeof(LlmCharged) * a->ncharged) : NULL;
+	for (int i = 0; i < a->ncharged; i++)
+	{
+		LlmCharged *charged = &a->charged[i];
+
+		field(c, &charged->id, sizeof(charged->id));
+		field(c, &charged->period_start, sizeof(charged->period_start));
+		TEXT(c, charged->name);
+		if (charged->name == NULL)
+			c->failed = true;
+	}
 }
 
 static void
@@ -138,6 +158,7 @@ attempt_fields(Codec *c, LlmAttemptInfo *a)
 	field(c, &a->expected_input, sizeof(a->expected_input));
 	field(c, &a->expected_output, sizeof(a->expected_output));
 	field(c, &a->expected_cost, sizeof(a->expected_cost));
+	charged_fields(c, a);
 }
 
 static void
@@ -179,6 +200,15 @@ result_fields(Codec *c, LlmResult *r)
 	field(c, &r->queue_us, sizeof(r->queue_us));
 }
 
+/* May be long, so not part of an END whose size is bounded. */
+static void
+answer_fields(Codec *c, LlmResult *r)
+{
+	TEXT(c, r->provider);
+	TEXT(c, r->model);
+	TEXT(c, r->model_tier);
+}
+
 static void
 note_fields(Codec *c, LlmNote *note)
 {
@@ -201,6 +231,7 @@ end_fields(Codec *c, LlmEnd *end)
 	if (end->has_request)
 	{
 		request_fields(c, &end->request);
+		answer_fields(c, &end->result);
 		if (end->request.role == NULL)
 			c->failed = true;
 	}
@@ -208,6 +239,41 @@ end_fields(Codec *c, LlmEnd *end)
 	if (end->has_last)
 		outcome_fields(c, &end->last);
 	result_fields(c, &end->result);
+}
+
+static void
+embedding_fields(Codec *c, LlmKeep *keep)
+{
+	Size		size;
+
+	count_field(c, &keep->dimensions);
+	if (keep->dimensions < 0 || keep->dimensions > LLMGW_MAX_DIMENSIONS)
+		c->failed = true;
+	if (c->failed || keep->dimensions == 0)
+		return;
+	size = sizeof(float4) * keep->dimensions;
+	if (c->buf == NULL)
+	{
+		if (size > c->end - c->data)
+		{
+			c->failed = true;
+			return;
+		}
+		keep->embedding = palloc(size);
+	}
+	field(c, unconstify(float4 *, keep->embedding), size);
+	field(c, keep->scope, sizeof(keep->scope));
+}
+
+static void
+keep_fields(Codec *c, LlmKeep *keep)
+{
+	field(c, keep->key, sizeof(keep->key));
+	field(c, &keep->created_at, sizeof(keep->created_at));
+	field(c, &keep->expires_at, sizeof(keep->expires_at));
+	TEXT(c, keep->response);
+	TEXT(c, keep->tool_calls);
+	embedding_fields(c, keep);
 }
 
 void
@@ -225,6 +291,15 @@ llmgw_end_encode(StringInfo buf, const LlmEnd *end)
 	Codec		c = {.buf = buf};
 
 	end_fields(&c, unconstify(LlmEnd *, end));
+	Assert(!c.failed);
+}
+
+void
+llmgw_keep_encode(StringInfo buf, const LlmKeep *keep)
+{
+	Codec		c = {.buf = buf};
+
+	keep_fields(&c, unconstify(LlmKeep *, keep));
 	Assert(!c.failed);
 }
 
@@ -246,4 +321,22 @@ llmgw_end_decode(const char *data, uint32 len, LlmEnd *end)
 	memset(end, 0, sizeof(*end));
 	end_fields(&c, end);
 	return !c.failed && c.data == c.end;
+}
+
+bool
+llmgw_keep_decode(const char *data, uint32 len, LlmKeep *keep)
+{
+	Codec		c = {.data = data,.end = data + len};
+
+	memset(keep, 0, sizeof(*keep));
+	keep_fields(&c, keep);
+	return !c.failed && c.data == c.end;
+}
+
+Size
+llmgw_keep_size(const LlmKeep *keep)
+{
+	return (keep->response != NULL ? strlen(keep->response) : 0) +
+		(keep->tool_calls != NULL ? strlen(keep->tool_calls) : 0) +
+		sizeof(float4) * keep->dimensions;
 }

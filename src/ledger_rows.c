@@ -13,6 +13,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/queryenvironment.h"
@@ -164,6 +165,33 @@ void
 llmgw_rows_bytea(LlmRows *rows, const char *value, Size len)
 {
 	put_bytes(rows, BYTEAOID, value, len);
+}
+
+void
+llmgw_rows_texts(LlmRows *rows, const char *const *values, int n)
+{
+	MemoryContext old = MemoryContextSwitchTo(rows->row_context);
+	Datum	   *texts = palloc(sizeof(Datum) * Max(n, 1));
+
+	for (int i = 0; i < n; i++)
+		texts[i] = CStringGetTextDatum(values[i]);
+	put(rows, TEXTARRAYOID,
+		PointerGetDatum(construct_array(texts, n, TEXTOID, -1, false, TYPALIGN_INT)), false);
+	MemoryContextSwitchTo(old);
+}
+
+void
+llmgw_rows_floats(LlmRows *rows, const float4 *values, int n)
+{
+	MemoryContext old = MemoryContextSwitchTo(rows->row_context);
+	Datum	   *floats = palloc(sizeof(Datum) * Max(n, 1));
+
+	for (int i = 0; i < n; i++)
+		floats[i] = Float4GetDatum(values[i]);
+	put(rows, FLOAT4ARRAYOID,
+		PointerGetDatum(construct_array(floats, n, FLOAT4OID, sizeof(float4), true, TYPALIGN_INT)),
+		false);
+	MemoryContextSwitchTo(old);
 }
 
 void

@@ -164,6 +164,7 @@ llmgw_source_next(LlmSource *source)
 				llmgw_source_finish(source);
 			continue;
 		}
+		llmgw_spool_set_drained(source->spool);
 		gen.id = pg_atomic_read_u64(&source->spool->id);
 		if (gen.id == 0)
 			return false;
@@ -197,7 +198,7 @@ take_record(LlmSource *source, const LlmSpoolRecord *record)
 		else
 			llmgw_open_free(request);
 	}
-	else if (record->type != LLMGW_RECORD_RESPONSE ||
+	else if ((record->type != LLMGW_RECORD_RESPONSE && record->type != LLMGW_RECORD_KEEP) ||
 			 llmgw_open_find(source->open, record->request_id) != NULL)
 		llmgw_open_add(source->open, record);
 }

@@ -174,18 +174,19 @@ utc_day(TimestampTz time)
 	return (int32) (time >= 0 ? time / USECS_PER_DAY : -((-time - 1) / USECS_PER_DAY) - 1);
 }
 
-/* The row of a request, at an attempt's place; NULL: at none. */
+/* The row of a request, at the place where it was answered or tried. */
 static SpendRow *
-find_row(LlmSpend *spend, const LlmFacts *facts, TimestampTz time, const LlmAttemptInfo *place)
+find_row(LlmSpend *spend, const LlmFacts *facts, TimestampTz time,
+		 const char *provider, const char *model, const char *model_tier)
 {
 	SpendKey	key;
 	SpendRow   *row;
 	bool		found;
 
 	key.day = utc_day(time);
-	key.provider = place && place->provider ? place->provider : "";
-	key.model = place && place->model ? place->model : "";
-	key.model_tier = place && place->model_tier ? place->model_tier : "";
+	key.provider = provider ? provider : "";
+	key.model = model ? model : "";
+	key.model_tier = model_tier ? model_tier : "";
 	key.task = facts->request.task ? facts->request.task : "";
 	key.priority = facts->request.priority ? facts->request.priority : "";
 	key.role = facts->request.role ? facts->request.role : "";
@@ -199,10 +200,9 @@ find_row(LlmSpend *spend, const LlmFacts *facts, TimestampTz time, const LlmAtte
 void
 llmgw_spend_add(LlmSpend *spend, const LlmFacts *facts)
 {
-	const LlmAttemptInfo *last = facts->nattempts > 0 ?
-	&facts->attempts[facts->nattempts - 1].info : NULL;
 	LlmStatus	status = facts->result.status;
-	SpendRow   *row = find_row(spend, facts, facts->request.created_at, last);
+	SpendRow   *row = find_row(spend, facts, facts->request.created_at,
+							   facts->provider, facts->model, facts->model_tier);
 
 	row->requests++;
 	row->failures += status == LLMGW_STATUS_ERROR || status == LLMGW_STATUS_UNKNOWN;
@@ -215,7 +215,8 @@ llmgw_spend_add(LlmSpend *spend, const LlmFacts *facts)
 		const LlmAttemptFacts *attempt = &facts->attempts[i];
 		const LlmOutcome *outcome = &attempt->outcome;
 
-		row = find_row(spend, facts, attempt->info.started_at, &attempt->info);
+		row = find_row(spend, facts, attempt->info.started_at, attempt->info.provider,
+					   attempt->info.model, attempt->info.model_tier);
 		row->input_tokens = llmgw_sum(row->input_tokens, outcome->usage.input);
 		row->output_tokens = llmgw_sum(row->output_tokens, outcome->usage.output);
 		if (outcome->cost == LLMGW_COST_UNKNOWN)

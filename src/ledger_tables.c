@@ -56,8 +56,9 @@ const LlmTableInfo llmgw_table_info[LLMGW_NLEDGER_TABLES] =
 			{"output_tokens", INT8OID}, {"reasoning_tokens", INT8OID},
 			{"estimated_usd", NUMERICOID}, {"cost_usd", NUMERICOID}, {"cost_source", TEXTOID},
 			{"latency_ms", INT4OID}, {"ttft_ms", INT4OID}, {"queue_ms", INT4OID},
-			{"tags", JSONBOID}, {"prompt_hash", BYTEAOID}, {"prompt", TEXTOID},
+			{"budgets", TEXTARRAYOID}, {"tags", JSONBOID}, {"prompt_hash", BYTEAOID}, {"prompt", TEXTOID},
 			{"response", TEXTOID}, {"passed_over", TEXTOID}, {"passed_over_class", TEXTOID},
+			{"downgraded_by", TEXTOID}, {"downgraded_from", TEXTOID},
 		}
 	},
 	[LLMGW_TABLE_ATTEMPTS] = {"llm_attempts", "ON CONFLICT (request_id, attempt) DO NOTHING",
@@ -89,12 +90,43 @@ const LlmTableInfo llmgw_table_info[LLMGW_NLEDGER_TABLES] =
 			{"output_tokens", INT8OID}, {"estimated_usd", NUMERICOID}, {"cost_usd", NUMERICOID},
 		}
 	},
+	[LLMGW_TABLE_BUDGETS] = {"_llm_budget_spend",
+		"ON CONFLICT (budget_id, period_start) DO UPDATE SET spent_nano ="
+		" CASE WHEN t.spent_nano > 9223372036854775807 - excluded.spent_nano"
+		" THEN 9223372036854775807 ELSE t.spent_nano + excluded.spent_nano END RETURNING ctid",
+		{
+			{"budget_id", INT8OID}, {"period_start", TIMESTAMPTZOID}, {"spent_nano", INT8OID},
+		}
+	},
 	[LLMGW_TABLE_CARRIED] = {"_llm_spool_carried",
 		"ON CONFLICT (spool_id, request_id) DO UPDATE SET"
 		" read_offset = excluded.read_offset, records = excluded.records",
 		{
 			{"spool_id", INT8OID}, {"request_id", INT8OID}, {"read_offset", INT8OID},
 			{"records", BYTEAOID},
+		}
+	},
+	[LLMGW_TABLE_CACHE] = {"llm_cache",
+		"ON CONFLICT (key) DO UPDATE SET"
+		" role = excluded.role, role_oid = excluded.role_oid, task = excluded.task,"
+		" provider = excluded.provider, model = excluded.model, model_tier = excluded.model_tier,"
+		" response = excluded.response, tool_calls = excluded.tool_calls,"
+		" finish_reason = excluded.finish_reason, input_tokens = excluded.input_tokens,"
+		" cached_input_tokens = excluded.cached_input_tokens,"
+		" cache_write_tokens = excluded.cache_write_tokens,"
+		" output_tokens = excluded.output_tokens, reasoning_tokens = excluded.reasoning_tokens,"
+		" cost_usd = excluded.cost_usd, created_at = excluded.created_at,"
+		" expires_at = excluded.expires_at, size = excluded.size, request_id = excluded.request_id,"
+		" scope = excluded.scope, embedding = excluded.embedding",
+		{
+			{"key", BYTEAOID}, {"role", TEXTOID}, {"role_oid", OIDOID}, {"task", TEXTOID},
+			{"provider", TEXTOID}, {"model", TEXTOID}, {"model_tier", TEXTOID},
+			{"response", TEXTOID}, {"tool_calls", JSONBOID}, {"finish_reason", TEXTOID},
+			{"input_tokens", INT8OID}, {"cached_input_tokens", INT8OID},
+			{"cache_write_tokens", INT8OID}, {"output_tokens", INT8OID},
+			{"reasoning_tokens", INT8OID}, {"cost_usd", NUMERICOID},
+			{"created_at", TIMESTAMPTZOID}, {"expires_at", TIMESTAMPTZOID}, {"size", INT8OID},
+			{"request_id", INT8OID}, {"scope", BYTEAOID}, {"embedding", FLOAT4ARRAYOID},
 		}
 	},
 	[LLMGW_TABLE_EVENTS] = {"llm_breaker_events", "",
@@ -364,6 +396,12 @@ bool
 llmgw_tables_begin(LlmTables *tables)
 {
 	return begin(tables, LLMGW_TABLE_POSITION, LLMGW_TABLE_EVENTS);
+}
+
+bool
+llmgw_tables_begin_cache(LlmTables *tables)
+{
+	return begin(tables, LLMGW_TABLE_CACHE, LLMGW_TABLE_CACHE + 1);
 }
 
 bool

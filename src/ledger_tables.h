@@ -25,14 +25,16 @@ typedef enum LlmLedgerTable
 	LLMGW_TABLE_REQUESTS,
 	LLMGW_TABLE_ATTEMPTS,
 	LLMGW_TABLE_SPEND,
+	LLMGW_TABLE_BUDGETS,
 	LLMGW_TABLE_CARRIED,
+	LLMGW_TABLE_CACHE,
 
 	/* on its own: who locks it holds up no request, and the reverse */
 	LLMGW_TABLE_EVENTS,
 	LLMGW_NLEDGER_TABLES
 } LlmLedgerTable;
 
-#define LLMGW_MAX_COLUMNS	40
+#define LLMGW_MAX_COLUMNS	48
 
 typedef struct LlmColumn
 {
@@ -66,7 +68,8 @@ extern LlmTables *llmgw_tables_create(MemoryContext context);
  */
 extern bool llmgw_tables_begin(LlmTables *tables);
 
-/* The same for llm_breaker_events alone. */
+/* The same for llm_cache or llm_breaker_events alone. */
+extern bool llmgw_tables_begin_cache(LlmTables *tables);
 extern bool llmgw_tables_begin_events(LlmTables *tables);
 extern void llmgw_tables_commit(LlmTables *tables);
 
@@ -117,6 +120,8 @@ extern void llmgw_rows_time(LlmRows *rows, TimestampTz value);
 extern void llmgw_rows_text(LlmRows *rows, const char *value);	/* may be NULL */
 extern void llmgw_rows_text_len(LlmRows *rows, const char *value, Size len);
 extern void llmgw_rows_bytea(LlmRows *rows, const char *value, Size len);
+extern void llmgw_rows_texts(LlmRows *rows, const char *const *values, int n);
+extern void llmgw_rows_floats(LlmRows *rows, const float4 *values, int n);
 extern void llmgw_rows_nano(LlmRows *rows, LlmNano value);	/* unknown: NULL */
 extern void llmgw_rows_jsonb(LlmRows *rows, Datum value);
 extern void llmgw_rows_next(LlmRows *rows);

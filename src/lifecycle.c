@@ -39,6 +39,7 @@
 #include "utils/resowner.h"
 #include "utils/syscache.h"
 
+#include "budget.h"
 #include "compat.h"
 #include "endpoint.h"
 #include "lifecycle.h"
@@ -262,6 +263,7 @@ drop_spool(Oid database)
 		return;
 
 	llmgw_endpoint_drop_database(database);
+	llmgw_budget_drop(database);
 	HOLD_INTERRUPTS();
 	BeginInternalSubTransaction(NULL);
 	PG_TRY();

@@ -50,7 +50,8 @@ static struct
 	WaitEventSet *wait_set;
 	int			latch_pos;
 	uint32		wait_event;
-	LlmLatchFn	on_latch;
+	int			nlatch_fns;
+	LlmLatchFn	latch_fns[LLMGW_MAX_LATCH_FNS];
 	pairingheap *timers;
 	LlmInstant	curl_at;		/* when libcurl wants to be called */
 	int			open_sockets;
@@ -338,7 +339,19 @@ llmgw_ready_clear(LlmReady *ready)
 void
 llmgw_loop_on_latch(LlmLatchFn fn)
 {
-	loop.on_latch = fn;
+	Assert(loop.nlatch_fns < LLMGW_MAX_LATCH_FNS);
+	loop.latch_fns[loop.nlatch_fns++] = fn;
+}
+
+/* Marks what other processes have made ready; whether there was something new. */
+static bool
+look_around(void)
+{
+	bool		any = false;
+
+	for (int i = 0; i < loop.nlatch_fns; i++)
+		any |= loop.latch_fns[i] ();
+	return any;
 }
 
 /*
@@ -450,7 +463,7 @@ llmgw_loop_turn(LlmInstant until)
 		return;
 	}
 
-	if (loop.on_latch != NULL && loop.on_latch())
+	if (look_around())
 		until = now;
 	wake = Min(until, loop.curl_at);
 	if (!pairingheap_is_empty(loop.timers))
@@ -473,8 +486,7 @@ llmgw_loop_turn(LlmInstant until)
 		{
 			ResetLatch(MyLatch);
 			CHECK_FOR_INTERRUPTS();
-			if (loop.on_latch != NULL)
-				(void) loop.on_latch();
+			(void) look_around();
 		}
 		else if (events[i].events & WL_SOCKET_READABLE)
 			sockets = true;

@@ -91,10 +91,11 @@ extern void llmgw_ready_clear(LlmReady *ready);
 /*
  * What another process makes ready, it tells with the latch: this function looks
  * for it, marks it, and returns whether there was something new.  There is one
- * for the process; llmgw_loop_turn() calls it before it waits, for the latch
- * may have been reset by others, and whenever the latch was set.  It must not
- * raise an error.
+ * for each kind of thing that is waited for (at most LLMGW_MAX_LATCH_FNS);
+ * llmgw_loop_turn() calls them before it waits, for the latch may have been reset
+ * by others, and whenever the latch was set.  They must not raise an error.
  */
+#define LLMGW_MAX_LATCH_FNS		4
 typedef bool (*LlmLatchFn) (void);
 
 extern void llmgw_loop_on_latch(LlmLatchFn fn);

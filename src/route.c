@@ -11,32 +11,34 @@
 #include "postgres.h"
 
 #include "miscadmin.h"
-#include "utils/acl.h"
 #include "utils/builtins.h"
-#include "utils/fmgrprotos.h"
 
-#include "balance.h"
+#include "estimate.h"
 #include "json.h"
 #include "route.h"
+#include "route_index.h"
+#include "scope.h"
 
 /* a prompt is dropped only when it is longer than the window by this much */
 #define WINDOW_TOLERANCE	1.25
 
-static bool
-has_capability(const LlmModel *model, const char *capability)
+/* A call, its configuration, and what was found out about that before. */
+typedef struct Search
 {
-	for (int i = 0; i < model->ncapabilities; i++)
-		if (strcmp(model->capabilities[i], capability) == 0)
-			return true;
-	return false;
-}
+	const LlmConfig *config;
+	const LlmRouteIndex *index;
+	const LlmRouteQuery *query;
+	bool		facts_hold;
+	bool	   *found;			/* of each model: it is a candidate */
+	LlmRoute   *route;
+} Search;
 
 /* Whether it can be held to a JSON schema, as far as is known. */
 static bool
-takes_schema(const LlmModel *model)
+takes_schema(const LlmModel *model, int can)
 {
 	return model->provider->dialect->takes_schema &&
-		(model->ncapabilities < 0 || has_capability(model, "json_schema"));
+		(model->ncapabilities < 0 || (can & LLMGW_CAN_JSON_SCHEMA));
 }
 
 /*
@@ -54,33 +56,39 @@ may_fetch(const LlmProvider *provider)
 		llmgw_json_get_bool(&provider->options->root, !near, "image_urls", NULL);
 }
 
+/* What the call needs and a model says that it does not have. */
+static const char *
+lacks_capability(int can, const LlmRouteQuery *query, const char **hint)
+{
+#define LACKS(name) \
+	(*hint = "Use a model with \"" name "\" in llm_models.capabilities, or add it there.", \
+	 "lacks " name)
+
+	if (query->needs_tools && !(can & LLMGW_CAN_TOOLS))
+		return LACKS("tools");
+	if (query->needs_images && !(can & LLMGW_CAN_IMAGE))
+		return LACKS("image");
+	if (query->needs_schema && !query->may_advise && !(can & LLMGW_CAN_JSON_SCHEMA))
+		return LACKS("json_schema");
+	if (query->needs_embedding && !(can & LLMGW_CAN_EMBEDDING))
+		return LACKS("embedding");
+	return NULL;
+}
+
 /*
  * What the call needs and this model cannot do; NULL: nothing.  Of a model that
  * does not say what it can do, all is believed.
  */
 static const char *
-lacks_feature(const LlmModel *model, const LlmRouteQuery *query, const char **hint)
+lacks_feature(const LlmModel *model, int can, const LlmRouteQuery *query, const char **hint)
 {
 	const LlmDialect *dialect = model->provider->dialect;
 	const char *lacks = NULL;
 
 	if (model->ncapabilities >= 0)
-	{
-		if (query->needs_tools && !has_capability(model, "tools"))
-			lacks = "tools";
-		else if (query->needs_images && !has_capability(model, "image"))
-			lacks = "image";
-		else if (query->needs_schema && !query->may_advise &&
-				 !has_capability(model, "json_schema"))
-			lacks = "json_schema";
-		else if (query->needs_embedding && !has_capability(model, "embedding"))
-			lacks = "embedding";
-	}
+		lacks = lacks_capability(can, query, hint);
 	if (lacks != NULL)
-	{
-		*hint = psprintf("Use a model with \"%s\" in llm_models.capabilities, or add it there.", lacks);
-		return psprintf("lacks %s", lacks);
-	}
+		return lacks;
 	if (query->needs_embedding && dialect->max_inputs == 0)
 		return psprintf("kind \"%s\" makes no embeddings", dialect->kind);
 	if (query->needs_schema && !query->may_advise && !dialect->takes_schema)
@@ -99,31 +107,6 @@ lacks_feature(const LlmModel *model, const LlmRouteQuery *query, const char **hi
 	if (query->params != NULL && dialect->cannot != NULL)
 		return dialect->cannot(query->params);
 	return NULL;
-}
-
-/*
- * What can be left out, and will have to be.  "temperature" stands for whatever
- * changes how words are drawn.
- */
-static LlmParams
-lacks_params(const LlmModel *model)
-{
-	LlmParams	params = 0;
-
-	if (model->ncapabilities < 0)
-		return 0;
-	if (!has_capability(model, "temperature"))
-		params |= LLMGW_PARAM_BIT(LLMGW_PARAM_TEMPERATURE) |
-			LLMGW_PARAM_BIT(LLMGW_PARAM_TOP_P) |
-			LLMGW_PARAM_BIT(LLMGW_PARAM_TOP_K) |
-			LLMGW_PARAM_BIT(LLMGW_PARAM_MIN_P) |
-			LLMGW_PARAM_BIT(LLMGW_PARAM_PRESENCE_PENALTY) |
-			LLMGW_PARAM_BIT(LLMGW_PARAM_FREQUENCY_PENALTY);
-	if (!has_capability(model, "reasoning"))
-		params |= LLMGW_PARAM_BIT(LLMGW_PARAM_REASONING_EFFORT);
-	if (!has_capability(model, "tools"))
-		params |= LLMGW_PARAM_BIT(LLMGW_PARAM_TOOLS);
-	return params;
 }
 
 /* Why this model's window is too small; NULL: it is not, or nobody knows. */
@@ -169,12 +152,10 @@ llmgw_route_unreachable(const LlmProvider *provider, const char **hint)
 	return NULL;
 }
 
-/* Why this model may not answer; NULL when it may. */
-static const char *
-drop_reason(const LlmModel *model, const LlmRouteQuery *query, const char **hint)
+const char *
+llmgw_route_unusable(const LlmModel *model, const char **hint)
 {
 	const LlmProvider *provider = model->provider;
-	const char *reason;
 
 	if (!provider->enabled)
 	{
@@ -189,34 +170,109 @@ drop_reason(const LlmModel *model, const LlmRouteQuery *query, const char **hint
 						 quote_literal_cstr(model->name));
 		return "the model is disabled";
 	}
-	reason = llmgw_route_unreachable(provider, hint);
+	return llmgw_route_unreachable(provider, hint);
+}
+
+/* Why this model may not answer; NULL when it may. */
+static const char *
+drop_reason(const Search *search, const LlmModel *model, const char **hint)
+{
+	const LlmModelFacts *facts = &search->index->facts[model - search->config->models];
+	const LlmRouteQuery *query = search->query;
+	const char *reason = facts->unusable;
+
+	if (search->facts_hold)
+		*hint = facts->hint;
+	else
+		reason = llmgw_route_unusable(model, hint);
 	if (reason != NULL)
 		return reason;
 
 	/* a model that says what it can do, and that is only embeddings */
 	if (!query->needs_embedding &&
-		has_capability(model, "embedding") && !has_capability(model, "chat"))
+		(facts->can & (LLMGW_CAN_EMBEDDING | LLMGW_CAN_CHAT)) == LLMGW_CAN_EMBEDDING)
 		return "it makes embeddings, not completions";
-	reason = lacks_feature(model, query, hint);
+	reason = lacks_feature(model, facts->can, query, hint);
 	if (reason != NULL)
 		return reason;
 	return query->needs_embedding ? NULL : exceeds_window(model, query);
 }
 
-static void
-add_candidate(LlmRoute *route, const LlmModel *model, const LlmRule *rule,
-			  const LlmRouteQuery *query)
+/* Why it is not known what a request costs at most; NULL: it is. */
+static const char *
+unbounded(const LlmModel *model, const LlmRouteQuery *query, const char **hint)
 {
+	static const char *const tools[] = {
+		"tools", "web_search_options", "search_parameters", "plugins"
+	};
+	Jsonb	   *options = model->provider->options;
+	JsonbValue	v;
+
+	if (query->max_tokens == 0 && model->max_output_tokens == 0)
+	{
+		*hint = psprintf("Give max_tokens, or set max_output_tokens of model \"%s\" of provider \"%s\" in llm_models.",
+						 model->name, model->provider->name);
+		return "it is not known how long an answer may get";
+	}
+	if (query->needs_images)
+	{
+		*hint = "Send no images under a strict budget.";
+		return "it is not known what an image counts as";
+	}
+	if (query->params != NULL && llmgw_json_get(&query->params->root, &v, "extra", NULL))
+	{
+		*hint = "Leave \"extra\" out of params.";
+		return "params.extra may change what a call costs";
+	}
+
+	/*
+	 * what the provider's tools find is input, and they may have a price
+	 * themselves
+	 */
+	for (int i = 0; options != NULL && i < lengthof(tools); i++)
+	{
+		if (!llmgw_json_get(&options->root, &v, "extra", tools[i], NULL))
+			continue;
+		*hint = psprintf("Let calls under a strict budget go to a provider whose options have no \"%s\".",
+						 tools[i]);
+		return psprintf("options.extra of provider \"%s\" lets it use tools (\"%s\")",
+						model->provider->name, tools[i]);
+	}
+	return NULL;
+}
+
+static void
+ask_budgets(LlmCandidate *c, const LlmRouteQuery *query)
+{
+	LlmTierRequest request = {0};
+
+	request.model = c->model;
+	request.unpriced = c->estimate == LLMGW_COST_UNKNOWN;
+	if (query->budgets->strict)
+		request.unbounded = unbounded(c->model, query, &request.unbounded_hint);
+	c->dropped = llmgw_tier_refuses(query->budgets, &request, &c->hint);
+	c->denied_by = c->dropped != NULL ? request.by : NULL;
+}
+
+/* Adds a model by its number, unless it is there already. */
+static void
+add_candidate(Search *search, int number, const LlmRule *rule, int group)
+{
+	const LlmModel *model = &search->config->models[number];
+	const LlmModelFacts *facts = &search->index->facts[number];
+	const LlmRouteQuery *query = search->query;
+	LlmRoute   *route = search->route;
 	LlmCandidate *c;
 
-	for (int i = 0; i < route->ncandidates; i++)
-		if (route->candidates[i].model == model)
-			return;
+	if (search->found[number])
+		return;
+	search->found[number] = true;
 	c = &route->candidates[route->ncandidates++];
 	memset(c, 0, sizeof(*c));
 	c->model = model;
 	c->rule = rule;
-	c->dropped = drop_reason(model, query, &c->hint);
+	c->group = group;
+	c->dropped = drop_reason(search, model, &c->hint);
 	if (c->dropped == NULL && query->min_tier != NULL &&
 		model->tier->rank > query->min_tier->rank)
 	{
@@ -224,95 +280,25 @@ add_candidate(LlmRoute *route, const LlmModel *model, const LlmRule *rule,
 							  model->tier->name, query->min_tier->name);
 		route->below_tier = true;
 	}
-	c->advised = c->dropped == NULL && query->needs_schema && !takes_schema(model);
-	c->lacks = lacks_params(model);
-	c->estimate = llmgw_cost_estimate(model, query->characters, query->max_tokens);
-}
-
-/* Whether a name is this model's in the form provider/model. */
-static bool
-is_qualified_name(const LlmModel *model, const char *name)
-{
-	size_t		len = strlen(model->provider->name);
-
-	return strncmp(name, model->provider->name, len) == 0 &&
-		name[len] == '/' && strcmp(name + len + 1, model->name) == 0;
-}
-
-/* Whether a candidate takes part in balancing. */
-static bool
-is_balanced(const LlmCandidate *c, const LlmRouteQuery *query)
-{
-	/* see keep_one_model() */
-	return c->dropped == NULL &&
-		!(query->needs_embedding && exceeds_window(c->model, query) != NULL);
+	c->advised = c->dropped == NULL && query->needs_schema &&
+		!takes_schema(model, facts->can);
+	c->lacks = facts->lacks;
+	c->estimate = llmgw_estimate_cost(model, query->characters, query->max_tokens);
+	if (c->dropped == NULL && query->budgets != NULL)
+		ask_budgets(c, query);
 }
 
 /*
- * Orders the candidates from start on, which have one model: those that may
- * answer as they are balanced, the others behind.
+ * Adds the models that a name stands for.  The rule that names them is NULL where the
+ * caller does.
  */
 static void
-balance(LlmRoute *route, int start, const LlmRouteQuery *query)
+add_range(Search *search, LlmModelRange range, const LlmRule *rule)
 {
-	int			n = route->ncandidates - start;
-	LlmCandidate *sorted = palloc(sizeof(LlmCandidate) * Max(n, 1));
-	const LlmModel **models = palloc(sizeof(LlmModel *) * Max(n, 1));
-	int			nmodels = 0;
-	int			nsorted = 0;
-	LlmBalanceTurn turn = LLMGW_TURN_TAKE;
+	int			group = ++search->route->ngroups;
 
-	if (query->peek)
-		turn = LLMGW_TURN_PEEK;
-	else if (route->served)
-		turn = LLMGW_TURN_DRAW;
-
-	for (int i = start; i < route->ncandidates; i++)
-		if (is_balanced(&route->candidates[i], query))
-			models[nmodels++] = route->candidates[i].model;
-	if (llmgw_balance(models, nmodels, turn))
-		route->served = true;
-
-	for (int i = 0; i < nmodels; i++)
-		for (int j = start; j < route->ncandidates; j++)
-			if (route->candidates[j].model == models[i])
-				sorted[nsorted++] = route->candidates[j];
-	for (int j = start; j < route->ncandidates; j++)
-		if (!is_balanced(&route->candidates[j], query))
-			sorted[nsorted++] = route->candidates[j];
-	if (n > 0)
-		memcpy(&route->candidates[start], sorted, sizeof(LlmCandidate) * n);
-	pfree(sorted);
-	pfree(models);
-}
-
-/*
- * Adds the models that a name stands for; false when there are none.  The rule that
- * names them is NULL where the caller does.
- */
-static bool
-add_named(LlmRoute *route, const LlmConfig *config, const char *name,
-		  const LlmRule *rule, const LlmRouteQuery *query)
-{
-	int			start = route->ncandidates;
-	bool		qualified = false;
-	bool		found = false;
-
-	for (int i = 0; i < config->nmodels && !qualified; i++)
-	{
-		qualified = is_qualified_name(&config->models[i], name);
-		if (qualified)
-			add_candidate(route, &config->models[i], rule, query);
-	}
-	for (int i = 0; i < config->nmodels && !qualified; i++)
-	{
-		if (strcmp(config->models[i].name, name) != 0)
-			continue;
-		add_candidate(route, &config->models[i], rule, query);
-		found = true;
-	}
-	balance(route, start, query);
-	return qualified || found;
+	for (int i = range.first; i < range.first + range.n; i++)
+		add_candidate(search, i, rule, group);
 }
 
 /* Whether a rule is for this call's task, role and tags. */
@@ -323,127 +309,81 @@ rule_applies(const LlmRule *rule, const LlmRouteQuery *query)
 		return false;
 	if (rule->task != NULL && strcmp(rule->task, query->task) != 0)
 		return false;
-	if (rule->role != NULL)
-	{
-		/*
-		 * a superuser has every role's rights, but is not a member of every
-		 * team
-		 */
-		Oid			role = get_role_oid(rule->role, true);
-
-		if (!OidIsValid(role) || !is_member_of_role_nosuper(query->role, role))
-			return false;
-	}
-	if (rule->tags != NULL &&
-		(query->tags == NULL ||
-		 !DatumGetBool(DirectFunctionCall2(jsonb_contains,
-										   JsonbPGetDatum(query->tags),
-										   JsonbPGetDatum(rule->tags)))))
-		return false;
-	return true;
-}
-
-static int
-cmp_quality(const void *a, const void *b)
-{
-	const LlmModel *x = *(const LlmModel *const *) a;
-	const LlmModel *y = *(const LlmModel *const *) b;
-	int			c;
-
-	if (x->quality != y->quality)
-		return x->quality > y->quality ? -1 : 1;
-	c = strcmp(x->provider->name, y->provider->name);
-	return c != 0 ? c : strcmp(x->name, y->name);
-}
-
-static void
-add_all(LlmRoute *route, const LlmConfig *config, const LlmRouteQuery *query)
-{
-	const LlmModel **all = palloc(sizeof(LlmModel *) * Max(config->nmodels, 1));
-
-	for (int i = 0; i < config->nmodels; i++)
-		all[i] = &config->models[i];
-	qsort(all, config->nmodels, sizeof(LlmModel *), cmp_quality);
-	for (int i = 0; i < config->nmodels; i++)
-		add_candidate(route, all[i], NULL, query);
-	pfree(all);
+	return llmgw_scope_covers(rule->role, rule->tags, query->role, query->tags);
 }
 
 /* Adds what a rule names; a rule that names nothing is remembered. */
 static void
-add_rule(LlmRoute *route, const LlmConfig *config, const LlmRule *rule,
-		 const LlmRouteQuery *query)
+add_rule(Search *search, int number)
 {
-	if (!add_named(route, config, rule->model, rule, query))
+	LlmRoute   *route = search->route;
+	const LlmRule *rule = &search->config->rules[number];
+	LlmModelRange range = search->index->targets[number];
+
+	if (range.n > 0)
+		add_range(search, range, rule);
+	else
 		route->unresolved = psprintf("%s%srouting rule " INT64_FORMAT ": no provider has model \"%s\"",
 									 route->unresolved ? route->unresolved : "",
 									 route->unresolved ? "\n" : "",
 									 rule->id, rule->model);
 }
 
-/* The rules of an alias; false when there is no such alias. */
+/* Adds what the rules of a kind and name say.  Whether some apply, and how many there are. */
 static bool
-add_alias(LlmRoute *route, const LlmConfig *config, const char *alias,
-		  const LlmRouteQuery *query)
+add_rules(Search *search, LlmRuleKind kind, const char *name, int *n)
 {
-	bool		known = false;
+	int			first = llmgw_route_rules(search->config, search->index, kind, name, n);
+	bool		matched = false;
 
-	for (int i = 0; i < config->nrules; i++)
+	for (int i = first; i < first + *n; i++)
 	{
-		const LlmRule *rule = &config->rules[i];
+		int			number = search->index->rules[i];
 
-		if (rule->alias == NULL || strcmp(rule->alias, alias) != 0)
+		if (!rule_applies(&search->config->rules[number], search->query))
 			continue;
-		known = true;
-		if (rule_applies(rule, query))
-			add_rule(route, config, rule, query);
+		matched = true;
+		add_rule(search, number);
 	}
-	return known;
+	return matched;
 }
 
 bool
 llmgw_route_knows(const LlmConfig *config, const char *model)
 {
-	for (int i = 0; i < config->nrules; i++)
-		if (config->rules[i].alias != NULL && strcmp(config->rules[i].alias, model) == 0)
-			return true;
-	for (int i = 0; i < config->nmodels; i++)
-		if (strcmp(config->models[i].name, model) == 0 ||
-			is_qualified_name(&config->models[i], model))
-			return true;
-	return false;
+	int			n;
+
+	(void) llmgw_route_rules(config, llmgw_route_index(config), LLMGW_RULES_OF_ALIAS, model, &n);
+	return n > 0 || llmgw_route_named(config, model).n > 0;
 }
 
 static void
-add_candidates(LlmRoute *route, const LlmConfig *config, const LlmRouteQuery *query)
+add_candidates(Search *search)
 {
-	bool		matched = false;
+	const LlmRouteQuery *query = search->query;
+	LlmRoute   *route = search->route;
+	int			n;
 
 	if (query->model != NULL)
 	{
-		if (add_alias(route, config, query->model, query))
+		LlmModelRange range;
+
+		(void) add_rules(search, LLMGW_RULES_OF_ALIAS, query->model, &n);
+		if (n > 0)
 			return;
+		range = llmgw_route_named(search->config, query->model);
 		route->pinned = true;
-		route->unknown_model = !add_named(route, config, query->model, NULL, query);
+		route->unknown_model = range.n == 0;
+		add_range(search, range, NULL);
 		return;
 	}
 
-	/* the task's own rules, or else those for any task */
-	for (int pass = 0; pass < 2 && !matched; pass++)
-	{
-		for (int i = 0; i < config->nrules; i++)
-		{
-			const LlmRule *rule = &config->rules[i];
-
-			if (rule->alias != NULL || (rule->task != NULL) != (pass == 0) ||
-				!rule_applies(rule, query))
-				continue;
-			matched = true;
-			add_rule(route, config, rule, query);
-		}
-	}
-	if (!matched)
-		add_all(route, config, query);
+	/* the task's own rules, or else those for any task, or else all models */
+	if (add_rules(search, LLMGW_RULES_OF_TASK, query->task, &n) ||
+		add_rules(search, LLMGW_RULES_OF_ANY_TASK, NULL, &n))
+		return;
+	for (int i = 0; i < search->config->nmodels; i++)
+		add_candidate(search, search->index->best[i], NULL, LLMGW_NO_GROUP);
 }
 
 const LlmCandidate *
@@ -459,11 +399,12 @@ llmgw_route_first(const LlmRoute *route)
 static void
 keep_one_model(LlmRoute *route, const LlmRouteQuery *query)
 {
-	const LlmCandidate *first = llmgw_route_first(route);
 	const char *name = query->only_model;
 
-	if (name == NULL && first != NULL)
-		name = first->model->name;
+	/* a budget may keep the model from the call, but not choose another one */
+	for (int i = 0; i < route->ncandidates && name == NULL; i++)
+		if (route->candidates[i].dropped == NULL || route->candidates[i].denied_by != NULL)
+			name = route->candidates[i].model->name;
 	for (int i = 0; i < route->ncandidates; i++)
 	{
 		LlmCandidate *c = &route->candidates[i];
@@ -480,11 +421,23 @@ keep_one_model(LlmRoute *route, const LlmRouteQuery *query)
 void
 llmgw_route(const LlmConfig *config, const LlmRouteQuery *query, LlmRoute *route)
 {
+	Search		search;
+
 	memset(route, 0, sizeof(*route));
 	route->candidates = palloc(sizeof(LlmCandidate) * Max(config->nmodels, 1));
-	add_candidates(route, config, query);
+	search.config = config;
+	search.index = llmgw_route_index(config);
+	search.query = query;
+	search.facts_hold = llmgw_route_facts_hold(search.index);
+	search.found = palloc0(sizeof(bool) * Max(config->nmodels, 1));
+	search.route = route;
+	add_candidates(&search);
+	pfree(search.found);
+
+	/* which model embeds is settled before anything reorders them */
 	if (query->needs_embedding)
 		keep_one_model(route, query);
+	llmgw_route_order(route, query);
 }
 
 void

@@ -33,6 +33,9 @@ typedef enum LlmSharedLock
 	LLMGW_LOCK_SPOOL,
 	LLMGW_LOCK_ENDPOINTS,		/* endpoint.h */
 	LLMGW_LOCK_BALANCE,			/* balance.h */
+	LLMGW_LOCK_BUDGETS,			/* budget.h */
+	LLMGW_LOCK_ESTIMATES,		/* estimate.h */
+	LLMGW_LOCK_FLIGHTS,			/* cache.h */
 	LLMGW_NLOCKS
 } LlmSharedLock;
 

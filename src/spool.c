@@ -50,6 +50,7 @@ clear_slot(LlmSpoolShared *slot)
 	pg_atomic_init_u64(&slot->booked, 0);
 	pg_atomic_init_u64(&slot->needed, 0);
 	pg_atomic_init_u64(&slot->old_bytes, 0);
+	pg_atomic_init_u32(&slot->drained, 0);
 	pg_atomic_init_u32(&slot->worker_state, LLMGW_WORKER_NONE);
 	pg_atomic_init_u32(&slot->worker_sleeps, 0);
 	pg_atomic_init_u32(&slot->blocked, 0);
@@ -223,6 +224,13 @@ llmgw_spool_want_worker(LlmSpoolShared *spool)
 	if (pg_atomic_read_u32(&spool->worker_state) == LLMGW_WORKER_NONE &&
 		pg_atomic_compare_exchange_u32(&spool->worker_state, &none, LLMGW_WORKER_WANTED))
 		llmgw_spool_wake_launcher();
+}
+
+void
+llmgw_spool_set_drained(LlmSpoolShared *spool)
+{
+	if (pg_atomic_exchange_u32(&spool->drained, 1) == 0)
+		ConditionVariableBroadcast(&spool->changed);
 }
 
 void

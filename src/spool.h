@@ -77,7 +77,8 @@ typedef enum LlmRecordType
 	LLMGW_RECORD_NOTE = 1,		/* an attempt is about to be sent */
 	LLMGW_RECORD_END,			/* the request has ended */
 	LLMGW_RECORD_PROMPT,		/* its text, for log_content */
-	LLMGW_RECORD_RESPONSE
+	LLMGW_RECORD_RESPONSE,
+	LLMGW_RECORD_KEEP			/* its answer, for llm_cache */
 } LlmRecordType;
 
 /* bytes that a record with a payload of n bytes takes */
@@ -129,6 +130,8 @@ typedef struct LlmSpoolShared
 	pg_atomic_uint64 needed;
 	/* bytes of segments of older generations; set by launcher and worker */
 	pg_atomic_uint64 old_bytes;
+	/* 1: older generations hold nothing that is not in the ledger; stays */
+	pg_atomic_uint32 drained;
 
 	/*
 	 * LlmWorkerState.  NONE -> WANTED by anybody (compare and exchange), all
@@ -167,7 +170,10 @@ typedef struct LlmSpoolShared
 	TimestampTz last_error_at;	/* 0: none since it was set up */
 	char		last_error[256];
 
-	/* broadcast when booked, blocked, no_worker or worker_state changes */
+	/*
+	 * broadcast when booked, drained, blocked, no_worker or worker_state
+	 * changes
+	 */
 	ConditionVariable changed;
 } LlmSpoolShared;
 
@@ -263,6 +269,9 @@ extern void llmgw_spool_renew_owner(void);
 /* Makes sure that a worker is there or on its way. */
 extern void llmgw_spool_want_worker(LlmSpoolShared *spool);
 
+/* Says that older generations hold nothing any more; wakes who waits for it. */
+extern void llmgw_spool_set_drained(LlmSpoolShared *spool);
+
 /* Wakes the worker if it sleeps or, for somebody who waits, naps. */
 extern void llmgw_spool_wake_worker(LlmSpoolShared *spool, bool waiting);
 
@@ -272,6 +281,17 @@ extern void llmgw_spool_wake_worker(LlmSpoolShared *spool, bool waiting);
  * the time is over (*timed_out).  Interruptible.
  */
 extern bool llmgw_spool_wait(uint64 offset, int timeout_ms, bool *timed_out);
+
+/* spool_drain.c */
+
+/*
+ * Whether all that former starts of the server left in this database's spool is
+ * in the ledger.  If not, asks for a worker and waits for it, for at most wait_ms;
+ * 0: does not wait.  Interruptible.  Needs neither slot nor generation, and makes
+ * none unless there is something to be booked.  Cheap once true, which it stays.
+ * Raises file errors.
+ */
+extern bool llmgw_spool_drained(int wait_ms);
 
 /* spool_file.c: generations and segments; paths and descriptors */
 

@@ -194,7 +194,7 @@ llmgw_spool_record_valid(const char *data, Size len, uint64 offset, uint64 salt)
 		return false;
 	memcpy(&header, data, sizeof(header));
 	if (header.magic != LLMGW_SPOOL_MAGIC || header.offset != offset ||
-		header.type < LLMGW_RECORD_NOTE || header.type > LLMGW_RECORD_RESPONSE ||
+		header.type < LLMGW_RECORD_NOTE || header.type > LLMGW_RECORD_KEEP ||
 		header.length > len - sizeof(header))
 		return false;
 	INIT_CRC32C(crc);

@@ -35,4 +35,15 @@ llmgw_after_ms(LlmInstant from, int64 ms)
 	return ms <= 0 ? LLMGW_NEVER : from + ms * 1000;
 }
 
+/*
+ * The wall clock, for the periods of budgets, the ages of kept answers and the times
+ * in the ledger.  Built with -DLLM_GATEWAY_TESTING it can be set:
+ * llm_gateway.testing_clock, a timestamp with time zone.
+ */
+#ifdef LLM_GATEWAY_TESTING
+extern int64 llmgw_wall_clock(void);
+#else
+#define llmgw_wall_clock()	GetCurrentTimestamp()
+#endif
+
 #endif							/* LLMGW_TIMING_H */

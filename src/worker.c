@@ -93,6 +93,9 @@
 /* how often to look for rows that are too old */
 #define RETAIN_MS				60000
 
+/* and for answers that are too many, at most */
+#define TRIM_MS					1000
+
 #define NEVER					LLMGW_NEVER
 
 static LlmBook *book = NULL;
@@ -304,6 +307,7 @@ work(void)
 {
 	LlmInstant	last_record = llmgw_now();
 	LlmInstant	retain_at = 0;
+	LlmInstant	trim_at = 0;
 	LlmInstant	stop_at = NEVER;
 	uint64		looked = PG_UINT64_MAX;
 	int			failures = 0;
@@ -380,7 +384,7 @@ work(void)
 			continue;
 		}
 
-		if (llmgw_retention > 0 && now >= retain_at)
+		if (now >= retain_at || (now >= trim_at && llmgw_book_cache_full(book)))
 		{
 			if (llmgw_worker_attempt(LLMGW_DEED_LEDGER, retain_action) == 0 && retain_result)
 			{
@@ -389,6 +393,7 @@ work(void)
 				continue;
 			}
 			retain_at = llmgw_after_ms(llmgw_now(), RETAIN_MS);
+			trim_at = llmgw_after_ms(llmgw_now(), TRIM_MS);
 		}
 
 		if (!elapsed(last_record, now, LINGER_MS))
@@ -413,6 +418,8 @@ work(void)
 		else if (idle_at > now)
 			wake_at = Min(wake_at, idle_at);
 		wake_at = Min(wake_at, llmgw_probes_wake_at());
+		if (llmgw_book_cache_full(book))
+			wake_at = Min(wake_at, trim_at);
 		nap(Max(ms_between(now, wake_at), 1),
 			LLMGW_WORKER_SLEEPS, seen);
 	}

@@ -70,8 +70,8 @@ for my $case (
 	is(join(' ', map { $_->[4] } @rows), $count == 3 ? 'f f t t f t' : 'f f f f f f', "cache => '$cache': which are free");
 	is(join(' ', map { $_->[5] } @rows), $count == 3 ? '1 1 0 0 1 0' : '1 1 1 1 1 1', "cache => '$cache': attempts");
 }
-$seen = $gw->requests(sub { $r = $s->run(q{SELECT error_class, response IS NULL FROM llm_complete_batch('{a,b}', model => 'gpt-4o', cache => 'only')}) });
-is($r->{out}, "no_candidate|t\nno_candidate|t", q{cache => 'only'});
+$seen = $gw->requests(sub { $r = $s->run(q{SELECT error_class, response IS NULL FROM llm_complete_batch('{a,never asked}', model => 'gpt-4o', cache => 'only')}) });
+is($r->{out}, "|f\nno_candidate|t", q{cache => 'only': what "on" has kept, and nothing else});
 is(scalar @$seen, 0, 'makes no call');
 is( $s->value(q{SELECT count(DISTINCT request_id) FROM llm_complete_batch('{a,b,a,a,c,b}', model => 'gpt-4o')}),
 	'6', 'each row has a request id');

@@ -16,8 +16,8 @@ use lib $FindBin::Bin;
 use LlmGateway qw($KEY error_ok);
 
 my $SECRET = 'stored-key-Vb72-Tq39-Zx81';
-my @tables = qw(llm_attempts llm_daily_spend llm_error_policies llm_models llm_priorities llm_providers llm_requests llm_routing_rules llm_tasks
-  llm_tiers _llm_tombstones);
+my @tables = qw(_llm_budget_spend llm_attempts llm_budgets llm_daily_spend llm_error_policies llm_models llm_priorities llm_providers llm_requests llm_routing_rules
+  llm_tasks llm_tiers _llm_tombstones);
 my @options = ('--encoding=UTF8', '--locale=C');
 
 # A dump says nothing of the order of rows: no vacuum gives them another.
@@ -103,7 +103,18 @@ SELECT nextval('llm_routing_rules_id_seq') FROM generate_series(1, 10);
 INSERT INTO llm_requests (request_id, created_at, operation, role, role_oid, status, attempts, fallback, cost_usd, cost_source, tags, prompt_hash, prompt)
 VALUES (1, now(), 'complete', 'app', 1, 'ok', 1, false, 0.000000001, 'usage', '{"n": 1.10}', '\\x00ff', E'a\\tb\\\\N');
 INSERT INTO llm_attempts (request_id, attempt, provider, model, started_at, cost_usd, cost_source) VALUES (1, 1, 'p', 'm', now(), 0.000000001, 'usage');
+INSERT INTO llm_budgets (name, limit_usd, period, timezone, reserve_fraction, strict, on_exhausted, role, task, provider, model, tags) VALUES
+    ('plain', NULL, 'month', 'UTC', 0.05, false, 'reject', NULL, NULL, NULL, NULL, NULL),
+    (E'with \\ and "all"', 0.10, 'week', 'Europe/Berlin', 0.125, true, 'cache_only', 'boss', 'talk', 'replaced', 'replaced/m', '{"n": 1.0}'),
+    ('moved', 5, 'day', 'UTC', 0, false, 'reject', NULL, NULL, NULL, NULL, NULL), ('deleted', 1, 'hour', 'UTC', 0, false, 'reject', NULL, NULL, NULL, NULL, NULL);
+UPDATE llm_budgets SET provider = 'fake' WHERE name = 'moved';
+INSERT INTO llm_budgets (id, name, opening_usd, opening_period) VALUES (1000, 'by number', 1.50, '2025-03-01 00:00:00.000001+00');
+INSERT INTO _llm_budget_spend SELECT id, '2025-03-01', id * 1000000007 FROM llm_budgets;
+INSERT INTO llm_budgets (name) VALUES ('the last, and deleted');
+DELETE FROM llm_budgets WHERE name IN ('deleted', 'the last, and deleted');
+
 INSERT INTO llm_daily_spend VALUES ('2025-03-01', 'p', 'm', '', '', '', 'app', 1, 0, 0, 0, 0, 1, 1, 0, 0.000000001);
+INSERT INTO _llm_budget_spend VALUES (2000001, '2025-03-01 00:00+00', 9223372036854775807), (2000001, '2025-02-28 23:30+00', 0), (2000007, '-infinity', 1);
 
 SELECT llm_grant('app', 'call'), llm_grant('analyst', 'report'), llm_grant('ops', 'admin');
 SELECT llm_set_secret('stored', '$SECRET', allowed_host => '127.0.0.1');
@@ -121,6 +132,7 @@ sub contents
 		$_ => ($server // $node)->safe_psql($database, ($path // '') . "COPY (SELECT * FROM $rows t ORDER BY t::text COLLATE \"C\") TO stdout")
 	} @tables;
 	$contents{sequence} = ($server // $node)->safe_psql($database, ($path // '') . 'SELECT last_value, is_called FROM llm_routing_rules_id_seq');
+	$contents{budget_ids} = ($server // $node)->safe_psql($database, ($path // '') . 'SELECT last_value, is_called FROM _llm_budget_id_seq');
 	$contents{privileges} = ($server // $node)->safe_psql($database, <<'SQL');
 SELECT coalesce(c.relname, p.proname), r.rolname, string_agg(x.privilege_type, ' ' ORDER BY x.privilege_type)
 FROM pg_depend d JOIN pg_extension e ON d.refobjid = e.oid AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
@@ -205,6 +217,8 @@ sub works_ok
 	is($gw->fake->journal->[-1]{headers}{authorization}, "Bearer $SECRET", "$name: the right one");
 	my $last = $s->value('SELECT greatest(max(id), 0) FROM llm_routing_rules WHERE id < 1000000000000');
 	cmp_ok($s->value(q{BEGIN; INSERT INTO llm_routing_rules (alias, model) VALUES ('next', 'm') RETURNING id}), '>', $last + 10, "$name: the next number of a rule");
+	$s->value('ROLLBACK');
+	is($s->value(q{BEGIN; INSERT INTO llm_budgets (name) VALUES ('next') RETURNING id > 1001}), 't', "$name: the next budget's number was never another's");
 	$s->value('ROLLBACK');
 	$s = LlmGateway::Session->new($server // $node, $database, user => 'app');
 	is($s->value(q{SELECT llm_complete('hi', model => 'route')}), 'echo: hi', "$name: privileges");

@@ -29,7 +29,7 @@ $gw->sql('UPDATE llm_error_policies SET backoff_ms = least(backoff_ms, 10), max_
 
 # in millionths of a dollar
 my %prices = (input_price => 1, output_price => 100);
-$gw->add_models('fake', qw(gpt-4o drip-200 drip-50 empty length status-503 status-400 silent drip-20+unicode-split drip-20+unicode-split+one-byte scripted), {%prices});
+$gw->add_models('fake', qw(gpt-4o drip-200 drip-50 empty length status-503 status-400 silent drip-20+unicode-split drip-1+unicode-split+one-byte scripted), {%prices});
 
 # Events of the wire.
 
@@ -183,7 +183,7 @@ for my $case (
 
 # Text
 
-for my $model ('drip-20+unicode-split', 'drip-20+unicode-split+one-byte')
+for my $model ('drip-20+unicode-split', 'drip-1+unicode-split+one-byte')
 {
 	$c->query(qq{SELECT llm_stream('hi', model => '$model')});
 	$r = $c->read;

@@ -341,7 +341,7 @@ is($patient->finish->{out}, 'echo: patient', 'and who has waited for its place a
 my $page = PostgreSQL::Test::Utils::slurp_file("$FindBin::Bin/../docs/reliability.md");
 my ($section) = $page =~ /^## Numbers for a scraper\n(.*?)(?=^## |\z)/ms;
 my @queries = $section =~ /^```sql\n(.*?);\n```/msg;
-is(scalar(@queries), 2, 'the queries of the documentation');
+is(scalar(@queries), 3, 'the queries of the documentation');
 $gw->sql(q{CREATE ROLE scraper LOGIN; SELECT llm_grant('scraper', 'report')});
 my $scraper = $gw->session(undef, user => 'scraper');
 $gw->drained;

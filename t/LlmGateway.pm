@@ -88,6 +88,9 @@ sub new
 		allows_streaming => $options{streaming} ? 1 : 0,
 		extra => [ '--encoding=UTF8', '--locale=C', @{ $options{initdb} // [] } ]);
 	$node->append_conf('postgresql.conf', "shared_preload_libraries = 'llm_gateway'");
+
+	# so that an estimate does not depend on the answers before it
+	$node->append_conf('postgresql.conf', 'llm_gateway.adaptive_estimates = off');
 	$node->append_conf('postgresql.conf', $options{conf}) if $options{conf};
 	{
 		local %ENV = (%ENV, %{ $options{env} // {} });

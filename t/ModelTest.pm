@@ -9,6 +9,9 @@ ModelTest - modules that only compute, gone through in all their states (t/model
     use ModelTest qw(check_model);
     check_model('breaker', [ 'a stale result counts', 'pass->epoch != breaker->epoch', 'false' ]);
 
+A test that uses it is skipped where LLM_GATEWAY_SKIP_MODELS says why: what it finds does not depend on
+the PostgreSQL that it runs with.
+
 =cut
 
 use strict;
@@ -21,6 +24,8 @@ use PostgreSQL::Test::Utils qw(run_command slurp_file);
 use Test::More;
 
 our @EXPORT_OK = qw(check_model);
+
+plan skip_all => $ENV{LLM_GATEWAY_SKIP_MODELS} if $ENV{LLM_GATEWAY_SKIP_MODELS};
 
 my $top = "$FindBin::Bin/..";
 my $dir = File::Spec->rel2abs(PostgreSQL::Test::Utils::tempdir());

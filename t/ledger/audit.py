@@ -455,7 +455,10 @@ def _attempt(row: Row) -> Attempt:
 async def read_ledger(
     session: Session, since: int, records: list[Record], findings: list[str]
 ) -> dict[str, list[Request]]:
-    """By token.  Whatever belongs to nothing is a finding."""
+    """By token.  Whatever belongs to nothing is a finding.
+
+    A row of a batch that shares another's outcome is a request of its own, which costs nothing.
+    """
     tokens_of = {record.request_id: record.token for record in records if record.request_id}
     rows = await session.rows(_REQUESTS.format(since))
     requests = {request.request_id: request for request in map(_request, rows)}
@@ -479,9 +482,20 @@ async def read_ledger(
             found[request.token].append(request)
     # of a batch that was ended while other calls of it went on, nobody was told which is which
     untold = [r for r in records if r.form == "batch" and r.outcome in ("cancelled", "lost")]
-    left = sum(1 for record in untold if record.token not in found)
+    left = sum(r.repeats + (r.token not in found) for r in untold)
+    shared = {request_id: record for record in records for request_id in record.shared}
+    findings += [
+        f"{record.token}: the request that shares its outcome is not there: {request_id}"
+        for request_id, record in shared.items()
+        if request_id not in requests and not any(map(_refused, records))
+    ]
     for request in nameless:
-        if not request.attempts and request.cost == 0 and left > 0:
+        record = shared.get(request.request_id)
+        if record is not None:
+            want = "cached" if record.outcome == "answered" else "error"
+            if (request.status, request.attempts, request.cost) != (want, [], 0):
+                findings.append(f"{record.token} is shared by a request that is not: {request}")
+        elif not request.attempts and request.cost == 0 and left > 0:
             left -= 1
         else:
             findings.append(f"request {request.request_id} has no prompt: {request}")

@@ -78,6 +78,8 @@ class Record:
     cost: str | None = None
     attempts: int | None = None
     characters: int | None = None  # of what is sent, where that is not prompt and system
+    repeats: int = 0  # of a batch: how many other rows share what becomes of it
+    shared: list[int] = field(default_factory=list)  # their requests, as far as they were told
     patience: float = 0.0  # its time-out in seconds; 0: none of its own
     sent_at: float = 0.0
     told_at: float = 0.0
@@ -244,10 +246,11 @@ class Load:
                 block=call.block,
                 fate=call.fate,
                 characters=call.characters(prompt),
+                repeats=call.repeated.count(index),
                 patience=(call.timeout or 0) / 1000,
                 sent_at=time.time(),
             )
-            for token, prompt in zip(call.tokens, call.prompts, strict=True)
+            for index, (token, prompt) in enumerate(zip(call.tokens, call.prompts, strict=True))
         ]
         if call.fate == "statement":
             await session.rows(f"SET statement_timeout = {int(call.after * 1000)}")
@@ -321,6 +324,7 @@ class Load:
             shared = first.outcome == "answered"
             if row[0] != first.text or row[1] == str(first.request_id) or row[5] != "ft"[shared]:
                 self.report.faults.append(f"{first.token}: its repetition is {row}")
+            first.shared.append(int(row[1] or 0))
 
     def _row_told(self, record: Record, row: Row) -> None:
         text, request_id, record.cost, attempts, record.error_class, cached = row
