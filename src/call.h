@@ -467,7 +467,7 @@ extern const char *llmgw_call_notice(const LlmCall *call);
 
 /*
  * For the ledger, in call->request: the budget that took a better tier away than that
- * of the candidate that is asked, or of the kept answer; NULL: there is none.
+ * of the candidate that is asked, or would be; NULL: nobody is.
  */
 extern void llmgw_call_say_downgraded(LlmCall *call, const LlmCandidate *asked,
 									  const LlmTier *to);

@@ -215,10 +215,12 @@ llmgw_call_record_end(LlmCall *call)
 	llmgw_call_describe(call);
 	call->request.estimate = call->estimate;
 	if (call->nnoted == 0)
-		llmgw_call_say_downgraded(call, call->kept == NULL ? NULL :
-								  llmgw_route_first(&call->route),
-								  call->kept == NULL ? NULL :
-								  llmgw_config_tier(call->spec->config, call->kept->model_tier));
+	{
+		/* a kept answer took the place of what would have been asked */
+		const LlmCandidate *asked = call->kept ? llmgw_route_first(&call->route) : NULL;
+
+		llmgw_call_say_downgraded(call, asked, asked ? asked->model->tier : NULL);
+	}
 	r.error = call->error;
 	if (call->kept != NULL)
 		say_whose(call, &r);

@@ -199,7 +199,6 @@ bool
 llmgw_ledger_keep(LlmLedgerEntry *entry, int64 request_id, const LlmKeep *keep)
 {
 	StringInfoData buf;
-	char	   *reason;
 	bool		kept;
 
 	/* one that cache_size has no room for would only drive out the others */
@@ -209,11 +208,8 @@ llmgw_ledger_keep(LlmLedgerEntry *entry, int64 request_id, const LlmKeep *keep)
 		return false;
 	initStringInfo(&buf);
 	llmgw_keep_encode(&buf, keep);
-	reason = llmgw_spool_reserve(LLMGW_RECORD_SIZE(buf.len));
-	kept = reason == NULL &&
+	kept = llmgw_spool_reserve_spare(LLMGW_RECORD_SIZE(buf.len)) &&
 		llmgw_spool_append(LLMGW_RECORD_KEEP, request_id, buf.data, buf.len, &entry->end);
-	if (reason != NULL)
-		pfree(reason);
 	pfree(buf.data);
 	return kept;
 }

@@ -246,6 +246,12 @@ extern LlmSpoolShared *llmgw_spool_open(void);
  */
 extern char *llmgw_spool_reserve(uint64 bytes);
 
+/*
+ * The same for what can be done without: only while the spool is not half full, so that
+ * it takes no room from calls when the ledger cannot be written.
+ */
+extern bool llmgw_spool_reserve_spare(uint64 bytes);
+
 /* Gives back what is not needed.  Never fails; may be called while aborting. */
 extern void llmgw_spool_release(uint64 bytes);
 

@@ -177,18 +177,24 @@ llmgw_spool_allocate(LlmSpoolShared *spool, uint64 offset)
 	return allocated >= offset;
 }
 
-char *
-llmgw_spool_reserve(uint64 bytes)
+/* What the spool would hold with so many bytes more, which are promised. */
+static uint64
+promise(uint64 bytes, uint64 *promised)
 {
 	/* read first: what others book meanwhile must not make less than nothing */
 	uint64		booked = pg_atomic_read_u64(&mine->booked);
 	uint64		old_bytes = pg_atomic_read_u64(&mine->old_bytes);
-	uint64		promised;
-	uint64		held;
 
 	pg_memory_barrier();
-	promised = pg_atomic_fetch_add_u64(&mine->promised, bytes) + bytes;
-	held = promised - booked + old_bytes;
+	*promised = pg_atomic_fetch_add_u64(&mine->promised, bytes) + bytes;
+	return *promised - booked + old_bytes;
+}
+
+char *
+llmgw_spool_reserve(uint64 bytes)
+{
+	uint64		promised;
+	uint64		held = promise(bytes, &promised);
 
 	if (held > (uint64) llmgw_ledger_buffer * 1024)
 	{
@@ -205,6 +211,19 @@ llmgw_spool_reserve(uint64 bytes)
 		return reason;
 	}
 	return NULL;
+}
+
+bool
+llmgw_spool_reserve_spare(uint64 bytes)
+{
+	uint64		promised;
+
+	if (promise(bytes, &promised) <= (uint64) llmgw_ledger_buffer * 1024 / 2 &&
+		(promised <= pg_atomic_read_u64(&mine->allocated) ||
+		 llmgw_spool_allocate(mine, promised)))
+		return true;
+	llmgw_spool_release(bytes);
+	return false;
 }
 
 void

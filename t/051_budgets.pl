@@ -29,16 +29,6 @@ $gw->add_models('fake', $_, { tier => "'$tier{$_}'", input_price => 0, output_pr
 $gw->sql(q{INSERT INTO llm_routing_rules (model, rank) VALUES ('fake/best', 1), ('fake/good', 2), ('fake/cheap', 3)});
 $gw->sql('UPDATE llm_error_policies SET backoff_ms = least(backoff_ms, 10)');
 
-# A budget for calls with the tag {"b": NAME}, unless the columns (SQL expressions) say otherwise.
-sub budget
-{
-	my ($name, $limit, %columns) = @_;
-	my %row = (name => literal($name), limit_usd => $limit, tags => literal(qq({"b": "$name"})), %columns);
-	my @keys = sort keys %row;
-	$gw->sql(sprintf 'INSERT INTO llm_budgets (%s) VALUES (%s)', join(', ', @keys), join(', ', @row{@keys}));
-	return;
-}
-
 # How it stands, as "spent reserved remaining".
 sub status
 {
@@ -70,7 +60,7 @@ sub answered_ok
 
 # Charged
 
-budget('plain', 100);
+$gw->add_budget('plain', 100);
 $row = row($admin, q{SELECT limit_usd::float8 AS limit, spent_usd::float8 AS spent, reserved_usd::float8 AS reserved, remaining_fraction::float8 AS fraction,
 	period_start = date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' AS starts,
 	resets_at = (date_trunc('month', now() AT TIME ZONE 'UTC') + interval '1 month') AT TIME ZONE 'UTC' AS resets FROM llm_budget_status WHERE budget = 'plain'});
@@ -90,20 +80,20 @@ $s->run('ROLLBACK');
 is(status('plain'), '15 0 85', 'what was paid is paid, although the transaction is rolled back');
 
 # one made in the middle of a period knows what was spent before
-budget('late', 40, tags => q('{"b": "plain"}'));
+$gw->add_budget('late', 40, tags => q('{"b": "plain"}'));
 is(status('late'), '15 0 25', 'a budget made later starts with what its scope has cost in the period');
 pay($s, 'plain', 5);
 is(status('late') . ', ' . status('plain'), '20 0 20, 20 0 80', 'and goes on from there');
 $gw->sql(q{DELETE FROM llm_budgets WHERE name = 'late'});
 
 # only counted
-budget('counted', 'NULL');
+$gw->add_budget('counted', 'NULL');
 answered_ok(pay($s, 'counted', 10), 'a budget without a limit');
 is($admin->value(q{SELECT concat_ws(' ', spent_usd::float8, coalesce(remaining_usd::text, 'none')) FROM llm_budget_status WHERE budget = 'counted'}), '10 none', 'only counts');
 
 # Refused
 
-budget('small', 20);
+$gw->add_budget('small', 20);
 pay($s, 'small', 15);
 is(scalar @{ $gw->requests(sub { refused_ok($row = pay($s, 'small', 10), 'a call that may cost more than there is left') }) }, 0, 'is not sent');
 like($row->{error_message}, qr/small/, 'and told which budget');
@@ -137,7 +127,7 @@ for my $case (
 	error_ok($s->run(sprintf $query, args('small', 1)), { sqlstate => 'LG001', message => qr/small/ }, $name);
 }
 is($s->value(q{SELECT error_class FROM llm_chat('[{"role": "user", "content": "hi"}]', model => 'fake/pay', max_tokens => 1, tags => '{"b": "small"}')}), 'budget', 'llm_chat');
-budget('batch', 55, reserve_fraction => 0);
+$gw->add_budget('batch', 55, reserve_fraction => 0);
 $r = $s->value(q{SELECT string_agg(coalesce(error_class, 'ok'), ' ' ORDER BY idx)
 	FROM llm_complete_batch(ARRAY['1', '2', '3', '4', '5', '6', '7', '8'], model => 'fake/pay', max_tokens => 10, max_concurrency => 1, tags => '{"b": "batch"}')});
 is($r, 'ok ok ok ok ok budget budget budget', 'a batch: as many as there is money for');
@@ -199,7 +189,7 @@ $gw->sql('DELETE FROM llm_budgets');
 # Changes
 
 my $other = $gw->session;
-budget('change', 10, reserve_fraction => 0);
+$gw->add_budget('change', 10, reserve_fraction => 0);
 pay($s, 'change', 10);
 my $id = $gw->sql(q{SELECT id FROM llm_budgets});
 refused_ok(pay($s, 'change', 5), 'nothing is left');
@@ -231,7 +221,7 @@ $s->value('DELETE FROM llm_budgets');
 answered_ok(pay($other, 'change', 1), 'deleted for all');
 
 # a statement that is under way
-budget('running', 0, reserve_fraction => 0);
+$gw->add_budget('running', 0, reserve_fraction => 0);
 $gw->add_models('fake', 'slow', { %economy, output_price => $DOLLAR, upstream_name => "'slow-20+tokens-1'" });
 $s->start(q{SELECT count(*) FILTER (WHERE d.error_class = 'budget') > 0, count(*) FILTER (WHERE d.error_class IS NULL) > 0, count(*)
 	FROM generate_series(1, 60) g, LATERAL (SELECT pg_sleep(0.02), g) w, LATERAL llm_complete_detail('hi ' || w.g, model => 'fake/slow', max_tokens => 1, tags => '{"b": "running"}') d});
@@ -247,8 +237,8 @@ $gw->sql('DELETE FROM llm_budgets');
 
 # Two budgets: both or none
 
-budget('wide', 100, tags => q('{"w": 1}'));
-budget('narrow', 10, tags => q('{"n": 1}'), reserve_fraction => 0);
+$gw->add_budget('wide', 100, tags => q('{"w": 1}'));
+$gw->add_budget('narrow', 10, tags => q('{"n": 1}'), reserve_fraction => 0);
 my $both = q('hi', model => 'fake/pay', tags => '{"w": 1, "n": 1}');
 $row = row($s, "SELECT * FROM llm_complete_detail($both, max_tokens => 20)");
 refused_ok($row, 'the tighter budget refuses');
@@ -263,7 +253,7 @@ $gw->sql('DELETE FROM llm_budgets');
 
 # Under way: reserved, and given back however it ends. The prompt of 20 characters costs 5 dollars.
 
-budget('way', 1000, reserve_fraction => 0);
+$gw->add_budget('way', 1000, reserve_fraction => 0);
 my $spent = 0;
 for my $how ('cancel', 'statement_timeout', 'timeout_ms', 'terminate', 'rollback of a cursor')
 {
@@ -306,7 +296,7 @@ $gw->sql('DELETE FROM llm_budgets');
 
 # A retry of a call that was admitted may use the reserve
 
-budget('again', 20, reserve_fraction => 0.5);
+$gw->add_budget('again', 20, reserve_fraction => 0.5);
 my $question = 'This question has 32 characters.';
 $fake->script('breaks', 'cut-short', 'default');
 $row = row($s, qq{SELECT * FROM llm_complete_detail('$question', model => 'fake/breaks', max_tokens => 2, tags => '{"b": "again"}')});
@@ -320,7 +310,7 @@ $gw->sql('DELETE FROM llm_budgets');
 
 # A model without a price
 
-budget('priced', 100);
+$gw->add_budget('priced', 100);
 $r = $s->run(q{SELECT llm_complete('hi', model => 'fake/unpriced', tags => '{"b": "priced"}')});
 like($r->{sqlstate} // 'none', qr/^LG00[15]$/, 'a model without a price is no candidate under a budget');
 like(join(' ', map { $_ // '' } @{$r}{qw(message detail hint)}), qr/price/, 'and why');
@@ -333,7 +323,7 @@ $gw->sql('DELETE FROM llm_budgets');
 
 # Tiers: what remains, in dollars of 100, and what each priority gets. "best", "good" and "cheap" are free.
 
-budget('tiers', 100);
+$gw->add_budget('tiers', 100);
 $s->run(q{SET llm_gateway.tags = '{"b": "tiers"}'});
 my %above = (critical => [ 0, 0, 0 ], high => [ 40, 10, 5 ], normal => [ 80, 20, 5 ], low => [ 90, 50, 10 ]);
 my @priorities = qw(critical high normal low);
@@ -367,7 +357,7 @@ for my $remaining (100, 91, 90, 81, 80, 51, 50, 41, 40, 21, 20, 11, 10, 6, 5, 1,
 
 # What a downgraded call is told, and told to do
 
-budget('down', 100);
+$gw->add_budget('down', 100);
 $s->run(q{SET llm_gateway.tags = '{"b": "down"}'});
 $gw->sql(q{UPDATE llm_tiers SET system_prompt_suffix = 'Be brief.' WHERE name = 'standard'; UPDATE llm_tiers SET system_prompt_suffix = 'One word.' WHERE name = 'economy'});
 $left = 100;
@@ -404,7 +394,7 @@ like($s->run(q{SELECT llm_complete('hi', min_tier => 'best')})->{sqlstate} // 'n
 $s->run('RESET llm_gateway.tags');
 
 # Two budgets of the caller: the lower tier counts
-budget('rich', 1000, tags => q('{"r": 1}'));
+$gw->add_budget('rich', 1000, tags => q('{"r": 1}'));
 is($s->value(q{SELECT model_tier FROM llm_complete_detail('hi', tags => '{"r": 1}')}), 'premium', 'a rich budget');
 is($s->value(q{SELECT model_tier FROM llm_complete_detail('hi', tags => '{"r": 1, "b": "down"}')}), 'economy', 'and a poor one: the poor one decides');
 $gw->sql('DELETE FROM llm_budgets');
@@ -412,7 +402,7 @@ $gw->sql('DELETE FROM llm_budgets');
 # Kept answers when nothing is left
 
 $gw->sql(q{UPDATE llm_tasks SET cache_ttl = '1 hour' WHERE name = 'default'});
-budget('kept', 10, on_exhausted => "'cache_only'");
+$gw->add_budget('kept', 10, on_exhausted => "'cache_only'");
 $s->run(q{SET llm_gateway.tags = '{"b": "kept"}'});
 $row = row($s, q{SELECT * FROM llm_complete_detail('keep this')});
 is($row->{cached}, 'false', 'an answer is made');
@@ -442,7 +432,7 @@ $gw->sql(q{UPDATE llm_priorities SET required_role = NULL WHERE name = 'critical
 
 # Strict
 
-budget('strict', 1000, strict => 'true');
+$gw->add_budget('strict', 1000, strict => 'true');
 pay($s, 'strict', 10);
 is($fake->asked($fake->stats->{requests} - 1)->[0]{max_tokens}, 10, 'strict: max_tokens is sent');
 is(status('strict'), '10 0 990', 'strict: charged');
@@ -461,7 +451,7 @@ $gw->sql('DELETE FROM llm_budgets');
 
 # a provider that does not care for max_tokens
 $gw->add_models('fake', 'greedy', { %economy, output_price => $DOLLAR, upstream_name => "'ignore-max-tokens'" });
-budget('greedy', 50, strict => 'true', reserve_fraction => 0);
+$gw->add_budget('greedy', 50, strict => 'true', reserve_fraction => 0);
 $r = $s->run(q{SELECT length(llm_complete(repeat('x', 394), model => 'fake/greedy', max_tokens => 10, tags => '{"b": "greedy"}'))});
 is($r->{out}, 400, 'strict: a provider that does not care for max_tokens');
 is(status('greedy'), '100 0 -50', 'strict: is paid in full');

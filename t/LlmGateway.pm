@@ -182,6 +182,44 @@ sub add_models
 	return;
 }
 
+=head2 add_budget($name, $limit_usd, [%columns])
+
+Adds a budget for calls with the tag {"b": NAME}, unless the columns, SQL expressions by name, say
+otherwise.
+
+=cut
+
+sub add_budget
+{
+	my ($self, $name, $limit, %columns) = @_;
+	my %row = (name => literal($name), limit_usd => $limit, tags => literal(qq({"b": "$name"})), %columns);
+	my @keys = sort keys %row;
+	$self->sql(sprintf 'INSERT INTO llm_budgets (%s) VALUES (%s)', join(', ', @keys), join(', ', @row{@keys}));
+	return;
+}
+
+=head2 wrong_budgets
+
+Budgets of which what they say is spent is not what the ledger says, or that have something
+reserved, in words; empty: none.  An hour may have ended meanwhile: of that budget, only the running
+one counts.
+
+=cut
+
+sub wrong_budgets
+{
+	my ($self) = @_;
+	return $self->admin->value(<<'SQL');
+SELECT coalesce(string_agg(format('%s: %s spent, %s in the ledger, %s in its sum, %s reserved', budget, spent_usd, ledger, sum, reserved_usd), '; '), '')
+FROM (SELECT s.*, (SELECT coalesce(sum(a.cost_usd), 0) FROM llm_requests r JOIN llm_attempts a USING (request_id)
+			WHERE r.budgets @> ARRAY[s.budget] AND a.started_at >= s.period_start) AS ledger,
+		(SELECT coalesce(sum(spent_nano), 0) / 1e9 FROM _llm_budget_spend p
+			WHERE p.budget_id = (SELECT id FROM llm_budgets b WHERE b.name = s.budget) AND p.period_start = s.period_start) AS sum
+	FROM llm_budget_status s) AS q
+WHERE spent_usd IS DISTINCT FROM ledger OR spent_usd IS DISTINCT FROM sum OR reserved_usd IS DISTINCT FROM 0
+SQL
+}
+
 =head2 forget
 
 Makes everybody forget that the key of a provider was refused, that it had no credit, or that it
