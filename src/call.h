@@ -158,7 +158,8 @@ typedef struct LlmCall
 	LlmHold		hold;
 	LlmNano		bound;			/* it costs no more; UNKNOWN: no strict budget
 								 * asks */
-	int			output_cap;		/* max_tokens to send; 0: the caller's */
+	int64		input_cap;		/* tokens that the bound is for */
+	int			output_cap;		/* and max_tokens to send; 0: the caller's */
 	bool		lowered;		/* which is less than the caller and the model
 								 * would have allowed */
 	int			ncharged;
@@ -451,6 +452,9 @@ extern const char *llmgw_call_shortage(LlmCall *call, const LlmCandidate *c);
  * than a strict budget held for it.
  */
 extern void llmgw_call_pay(LlmCall *call, LlmNano cost);
+
+/* An estimate of the attempt's usage is no more than what a strict budget holds for it. */
+extern void llmgw_call_cap(const LlmCall *call, LlmUsage *estimate);
 
 /* Of all that is sent to that model; of a completion the suffix of its tier as well. */
 extern int64 llmgw_call_characters(const LlmCall *call, const LlmModel *model);

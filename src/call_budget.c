@@ -237,7 +237,8 @@ typedef struct Plan
 	LlmCharge	charges[LLMGW_MAX_CHARGES];
 	bool		strict;			/* one of them is */
 	LlmNano		bound;			/* then: what it costs at most */
-	int64		output;			/* and the longest answer */
+	int64		input;			/* tokens of that */
+	int64		output;
 	bool		lowered;		/* which is less than was allowed */
 } Plan;
 
@@ -284,16 +285,16 @@ find_amounts(LlmCall *call, const LlmCandidate *c, Plan *plan, const LlmBudget *
 	plan->bound = LLMGW_COST_UNKNOWN;
 	if (plan->strict)
 	{
-		int64		input = most_input(call, c);
 		int64		most = most_output(call, c->model);
 
-		plan->output = affordable_output(c, plan->charges, plan->n, input, most, &poor);
+		plan->input = most_input(call, c);
+		plan->output = affordable_output(c, plan->charges, plan->n, plan->input, most, &poor);
 		*by = poor;
 		if (plan->output < 0)
 			return describe_shortage(call, poor,
-									 llmgw_cost_bound(c->model, input,
+									 llmgw_cost_bound(c->model, plan->input,
 													  Min(most, LEAST_OUTPUT)));
-		plan->bound = llmgw_cost_bound(c->model, input, plan->output);
+		plan->bound = llmgw_cost_bound(c->model, plan->input, plan->output);
 		plan->lowered = plan->output < most;
 		expected.output = Min(expected.output, plan->output);
 	}
@@ -349,12 +350,22 @@ llmgw_call_reserve(LlmCall *call, const LlmCandidate *c, const LlmBudget **by)
 	if (plan.strict)
 	{
 		call->bound = plan.bound;
+		call->input_cap = plan.input;
 		call->output_cap = (int) Min(plan.output, PG_INT32_MAX);
 		call->lowered = plan.lowered;
 	}
 	remember_charged(call, plan.charges, plan.n);
 	call->charged_at = plan.at;
 	return NULL;
+}
+
+void
+llmgw_call_cap(const LlmCall *call, LlmUsage *estimate)
+{
+	if (call->bound == LLMGW_COST_UNKNOWN)
+		return;
+	estimate->input = Min(estimate->input, call->input_cap);
+	estimate->output = Min(estimate->output, call->output_cap);
 }
 
 bool
@@ -452,7 +463,7 @@ would_be_before(const LlmCall *call, const LlmCandidate *denied, const LlmCandid
 static bool
 was_taken_away(const LlmCall *call, const LlmCandidate *c, const LlmCandidate *asked)
 {
-	return (c->denied_by != NULL || c->shortage != NULL) &&
+	return ((c->denied_by != NULL && !c->unfit) || c->shortage != NULL) &&
 		(asked == NULL || would_be_before(call, c, asked));
 }
 

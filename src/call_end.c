@@ -89,7 +89,7 @@ llmgw_call_denied(const LlmCall *call)
 	{
 		const LlmCandidate *c = &call->route.candidates[i];
 
-		if (denied == NULL ? c->shortage != NULL || c->denied_by != NULL :
+		if (denied == NULL ? c->shortage != NULL || (c->denied_by != NULL && !c->unfit) :
 			c->shortage != NULL && (denied->shortage == NULL || !llmgw_call_keeps_tier(call)))
 			denied = c;
 	}

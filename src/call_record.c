@@ -109,8 +109,7 @@ llmgw_call_note_attempt(LlmCall *call)
 	a.model_tier = c->model->tier->name;
 	llmgw_estimate(c->model, llmgw_call_characters(call, c->model), call->spec->max_tokens,
 				   &expected);
-	if (call->output_cap > 0)
-		expected.output = Min(expected.output, call->output_cap);
+	llmgw_call_cap(call, &expected);
 	a.expected_input = expected.input;
 	a.expected_output = expected.output;
 	a.expected_cost = llmgw_cost(c->model, &expected);

@@ -255,8 +255,7 @@ llmgw_judge_cost(const LlmCall *call, LlmErrorClass error, LlmUsage *usage,
 		seen += pg_mbstrlen_with_len(call->answer.tool_calls[i].arguments.data,
 									 call->answer.tool_calls[i].arguments.len);
 	usage->output = seen > 0 ? (seen + 3) / 4 : unread_output(call, model, error);
-	if (call->output_cap > 0)
-		usage->output = Min(usage->output, call->output_cap);
+	llmgw_call_cap(call, usage);
 	cost = llmgw_cost(model, usage);
 	if (cost != LLMGW_COST_UNKNOWN)
 		*source = LLMGW_SOURCE_ESTIMATE;

@@ -252,6 +252,7 @@ ask_budgets(LlmCandidate *c, const LlmRouteQuery *query)
 		request.unbounded = unbounded(c->model, query, &request.unbounded_hint);
 	c->dropped = llmgw_tier_refuses(query->budgets, &request, &c->hint);
 	c->denied_by = c->dropped != NULL ? request.by : NULL;
+	c->unfit = request.unfit;
 }
 
 /* Adds a model by its number, unless it is there already. */

@@ -32,6 +32,7 @@ typedef struct LlmCandidate
 	const char *hint;			/* what would allow it; may be NULL */
 	const LlmBudget *denied_by; /* that is what keeps it from the call; NULL:
 								 * no budget does */
+	bool		unfit;			/* and not for want of money */
 	LlmNano		estimate;		/* cost; LLMGW_COST_UNKNOWN */
 	bool		advised;		/* it is told of the schema in words only */
 	LlmParams	lacks;			/* what its capabilities do not have, and a

@@ -246,6 +246,7 @@ llmgw_tier_refuses(const LlmTierView *view, LlmTierRequest *request, const char 
 		}
 		if (request->unpriced)
 		{
+			request->unfit = true;
 			*hint = psprintf("Set input_price and output_price of model \"%s\" of provider \"%s\" in llm_models; 0 where it is free.",
 							 model->name, model->provider->name);
 			return psprintf("it has no price, and budget \"%s\" counts what it costs",
@@ -253,12 +254,14 @@ llmgw_tier_refuses(const LlmTierView *view, LlmTierRequest *request, const char 
 		}
 		if (b->budget->strict && request->unbounded != NULL)
 		{
+			request->unfit = true;
 			*hint = request->unbounded_hint;
 			return psprintf("budget \"%s\" is strict, and %s", b->budget->name,
 							request->unbounded);
 		}
 		if (++charged > LLMGW_MAX_CHARGES)
 		{
+			request->unfit = true;
 			*hint = "Delete budgets, or give them scopes of which fewer match one call.";
 			return psprintf("it would be charged to more than %d budgets", LLMGW_MAX_CHARGES);
 		}

@@ -66,6 +66,7 @@ typedef struct LlmTierRequest
 								 * NULL: it is */
 	const char *unbounded_hint;
 	const LlmBudget *by;		/* out: which budget keeps it */
+	bool		unfit;			/* out: however much is left of that */
 } LlmTierRequest;
 
 /*

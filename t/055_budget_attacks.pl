@@ -118,7 +118,7 @@ sound_ok('many');
 is($admin->value('SELECT count(*) FROM llm_budget_status WHERE spent_usd > 0'), 32, 'all are charged');
 $gw->sql(q{INSERT INTO llm_budgets (name, limit_usd, tags) SELECT 'more ' || g, 100, '{"many": 1}' FROM generate_series(1, 2) g});
 $r = $s->run(q{SELECT llm_complete('hi', model => 'pay', max_tokens => 5, tags => '{"many": 1}')});
-error_ok($r, { sqlstate => 'LG001', message => qr/more than 32 budgets/ }, 'one that too many match is refused');
+error_ok($r, { sqlstate => 'LG005', detail => qr/more than 32 budgets/ }, 'one that too many match is refused');
 unlike($r->{hint}, qr/begins anew/, 'and waiting does not help');
 $gw->sql(q{DELETE FROM llm_budgets WHERE name LIKE 'mo%'});
 
@@ -165,7 +165,7 @@ cmp_ok(reserved(qq{llm_complete_json('hi', schema => '{"type": "object"}', $comm
 $gw->sql(q{UPDATE llm_providers SET options = jsonb_build_object('extra', jsonb_build_object('metadata', jsonb_build_object('user_id', repeat('x', 3000)))) WHERE name = 'claude'});
 cmp_ok(reserved("llm_complete_detail('hi', $common)") - $plain, '>=', 3000, 'strict: what the options of the provider add');
 $gw->sql(q{UPDATE llm_providers SET options = '{"extra": {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}}' WHERE name = 'claude'});
-error_ok($s->run("SELECT llm_complete('hi', $common)"), { sqlstate => 'LG001', message => qr/strict.*tools/ }, 'strict: a provider that runs tools is no candidate');
+error_ok($s->run("SELECT llm_complete('hi', $common)"), { sqlstate => 'LG005', detail => qr/strict.*tools/ }, 'strict: a provider that runs tools is no candidate');
 like($s->value("SELECT reason FROM llm_route('hi', $common)"), qr/strict.*tools/, 'llm_route says so');
 sound_ok('strict');
 
