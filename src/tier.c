@@ -244,7 +244,7 @@ llmgw_tier_refuses(const LlmTierView *view, LlmTierRequest *request, const char 
 			*hint = llmgw_tier_hint(b);
 			return describe_exhausted(view, b);
 		}
-		if (request->unpriced)
+		if (request->unpriced && b->budget->limit >= 0)
 		{
 			request->unfit = true;
 			*hint = psprintf("Set input_price and output_price of model \"%s\" of provider \"%s\" in llm_models; 0 where it is free.",

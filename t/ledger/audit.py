@@ -492,8 +492,8 @@ async def read_ledger(
     for request in nameless:
         record = shared.get(request.request_id)
         if record is not None:
-            want = "cached" if record.outcome == "answered" else "error"
-            if (request.status, request.attempts, request.cost) != (want, [], 0):
+            want = {"cached"} if record.outcome == "answered" else {"error", "rejected"}
+            if request.status not in want or request.attempts or request.cost != 0:
                 findings.append(f"{record.token} is shared by a request that is not: {request}")
         elif not request.attempts and request.cost == 0 and left > 0:
             left -= 1
