@@ -358,7 +358,7 @@ $s->run('ROLLBACK');
 is($s->value(q{SELECT llm_complete(llm_complete('nested', cache => 'on'), cache => 'on')}), 'echo: echo: nested', 'an argument may itself be a call');
 
 # A leader that waits for a lock does not drive its call, and the lock may be a follower's
-$fake->script('gpt-4o', { behaviour => 'default', delay_ms => 100 }, { behaviour => 'default', delay_ms => 1500 }, { behaviour => 'default', repeat => 'forever' });
+$fake->script('gpt-4o', { behaviour => 'default', delay_ms => 1000 }, { behaviour => 'default', delay_ms => 3000 }, { behaviour => 'default', repeat => 'forever' });
 $requests = $fake->stats->{requests};
 $s[1]->run('BEGIN');
 $s[0]->start(q{SELECT count(*) FILTER (WHERE error_class IS NULL) FROM llm_complete_batch(ARRAY['lock 1', 'lock 2', 'lock 3'], cache => 'on', max_concurrency => 2)});
