@@ -81,14 +81,14 @@ typedef struct LlmHold
 		int64		id;
 		TimestampTz period_start;
 		LlmNano		amount;
-	}			held[LLMGW_MAX_CHARGES];	/* by id, period */
+	}			held[LLMGW_MAX_CHARGES];
 } LlmHold;
 
 /*
  * Reserves on all of them, or on none and returns the number of the first that has
  * no room; -1: reserved.  A budget without a limit always has room.  An account
  * that has been given away since it was opened counts as no room.  n is at most
- * LLMGW_MAX_CHARGES.  Sorts the charges.
+ * LLMGW_MAX_CHARGES.
  */
 extern int	llmgw_budget_reserve(LlmHold *hold, LlmCharge *charges, int n);
 

@@ -260,9 +260,6 @@ extern int	llmgw_call_attempts(const LlmCall *call);
 /* DETAIL of its error, a line for each attempt or candidate; NULL: none */
 extern char *llmgw_call_detail(const LlmCall *call);
 
-/* The candidate that tells best how the budgets keep the call from all; NULL: none. */
-extern const LlmCandidate *llmgw_call_denied(const LlmCall *call);
-
 /* The error of a call whose route has no candidate that may answer. */
 extern LlmErrorClass llmgw_call_no_candidate(const LlmCall *call, const char **message);
 
@@ -350,12 +347,6 @@ extern bool llmgw_call_end_cached(LlmCall *call);
 extern bool llmgw_call_begin(LlmCall *call);
 extern bool llmgw_call_follow(LlmCall *call);
 
-/*
- * Ends a call that has been routed with the answer that is kept for it, where its
- * mode or an exhausted budget says to look for one; with cache "only" also with
- * the error that there is none.  False: it is to be made.
- */
-extern bool llmgw_call_cached(LlmCall *call);
 
 /*
  * For call_similar.c: a hash of what the key is made of but for the prompt, and of

@@ -441,8 +441,13 @@ look_similar(LlmCall *call)
 	return llmgw_call_nearest(call, kept) && serve(call, kept);
 }
 
-bool
-llmgw_call_cached(LlmCall *call)
+/*
+ * Ends a call that has been routed with the answer that is kept for it, where its
+ * mode or an exhausted budget says to look for one; with cache "only" also with
+ * the error that there is none.  False: it is to be made.
+ */
+static bool
+end_with_kept(LlmCall *call)
 {
 	if (looks(call) && look(call))
 		return true;
@@ -518,7 +523,7 @@ fly(LlmCall *call, LlmFlightState state, int64 again_us)
 bool
 llmgw_call_begin(LlmCall *call)
 {
-	if (llmgw_call_cached(call))
+	if (end_with_kept(call))
 		return true;
 	if (time_to_keep(call->spec) > 0)
 		(void) make_key(call);

@@ -79,8 +79,9 @@ llmgw_call_end_stopped(LlmCall *call)
 						a->model->provider->name, a->message));
 }
 
-const LlmCandidate *
-llmgw_call_denied(const LlmCall *call)
+/* The candidate that tells best how the budgets keep the call from all; NULL: none. */
+static const LlmCandidate *
+denied_candidate(const LlmCall *call)
 {
 	const LlmCandidate *denied = NULL;
 
@@ -99,7 +100,7 @@ llmgw_call_denied(const LlmCall *call)
 LlmErrorClass
 llmgw_call_no_candidate(const LlmCall *call, const char **message)
 {
-	const LlmCandidate *denied = llmgw_call_denied(call);
+	const LlmCandidate *denied = denied_candidate(call);
 
 	*message = "no model can answer this call";
 	if (call->route.unknown_model)
@@ -357,7 +358,7 @@ llmgw_call_detail(const LlmCall *call)
 const char *
 llmgw_call_hint(const LlmCall *call)
 {
-	const LlmCandidate *denied = llmgw_call_denied(call);
+	const LlmCandidate *denied = denied_candidate(call);
 
 	if ((call->error == LLMGW_BUDGET || call->error == LLMGW_UNAVAILABLE) && denied != NULL)
 	{

@@ -32,8 +32,9 @@ llmgw_scope_covers(const char *role, Jsonb *tags, Oid caller, Jsonb *caller_tags
 										  JsonbPGetDatum(tags))));
 }
 
-bool
-llmgw_scope_qualified(const char *name, const LlmModel *model)
+/* Whether a name has the form provider/model, and is this one's. */
+static bool
+is_qualified_name(const char *name, const LlmModel *model)
 {
 	size_t		len = strlen(model->provider->name);
 
@@ -44,14 +45,14 @@ llmgw_scope_qualified(const char *name, const LlmModel *model)
 bool
 llmgw_scope_names(const LlmConfig *config, const char *name, const LlmModel *model)
 {
-	if (llmgw_scope_qualified(name, model))
+	if (is_qualified_name(name, model))
 		return true;
 	if (strcmp(name, model->name) != 0)
 		return false;
 
 	/* a model's name may look like another one's with its provider */
 	for (int i = 0; i < config->nmodels && strchr(name, '/') != NULL; i++)
-		if (llmgw_scope_qualified(name, &config->models[i]))
+		if (is_qualified_name(name, &config->models[i]))
 			return false;
 	return true;
 }

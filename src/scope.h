@@ -16,9 +16,6 @@
  */
 extern bool llmgw_scope_covers(const char *role, Jsonb *tags, Oid caller, Jsonb *caller_tags);
 
-/* Whether a name has the form provider/model, and is this one's. */
-extern bool llmgw_scope_qualified(const char *name, const LlmModel *model);
-
 /*
  * Whether a name, written as in a rule, stands for this model among others:
  * "provider/model", or a model's name at every provider that has it.  Where both

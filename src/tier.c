@@ -135,8 +135,9 @@ describe_exhausted(const LlmTierView *view, const LlmTierBudget *b)
 														TimestampTzGetDatum(b->budget->period_end))));
 }
 
-char *
-llmgw_tier_hint(const LlmTierBudget *b)
+/* what helps against it */
+static char *
+hint_for(const LlmTierBudget *b)
 {
 	if (b->unknown != NULL)
 		return pstrdup("See llm_worker_status for what keeps the ledger from being written, and llm_gateway.max_budgets.");
@@ -154,7 +155,7 @@ explain(const LlmConfig *config, LlmTierView *view)
 	view->best_rank = best_rank(config, view->level, &tier);
 	if (b == NULL)
 		return;
-	view->hint = llmgw_tier_hint(b);
+	view->hint = hint_for(b);
 	if (view->level == LLMGW_LEVEL_EXHAUSTED)
 		view->reason = describe_exhausted(view, b);
 	else
@@ -167,8 +168,6 @@ explain(const LlmConfig *config, LlmTierView *view)
 void
 llmgw_tier(LlmConfig *config, const LlmTierQuery *query, LlmTierView *view)
 {
-	bool		rejects = false;
-
 	memset(view, 0, sizeof(*view));
 	view->config = config;
 	view->priority = query->priority;
@@ -195,10 +194,7 @@ llmgw_tier(LlmConfig *config, const LlmTierQuery *query, LlmTierView *view)
 			view->level = b->level;
 			view->binding = b;
 		}
-		if (b->level == LLMGW_LEVEL_EXHAUSTED && !b->budget->cache_only)
-			rejects = true;
 	}
-	view->cache_only = view->level == LLMGW_LEVEL_EXHAUSTED && !rejects;
 	explain(config, view);
 }
 
@@ -241,7 +237,7 @@ llmgw_tier_refuses(const LlmTierView *view, LlmTierRequest *request, const char 
 		request->by = b->budget;
 		if (b->level == LLMGW_LEVEL_EXHAUSTED)
 		{
-			*hint = llmgw_tier_hint(b);
+			*hint = hint_for(b);
 			return describe_exhausted(view, b);
 		}
 		if (request->unpriced && b->budget->limit >= 0)

@@ -37,7 +37,6 @@ typedef struct LlmTierView
 	const LlmTierBudget *binding;	/* which one that is; NULL: none binds */
 	int			best_rank;		/* of the best tier that is allowed */
 	bool		strict;			/* one of them is */
-	bool		cache_only;		/* exhausted, and a kept answer may do */
 	const char *reason;			/* of that, in words; NULL: every tier is
 								 * allowed */
 	const char *hint;			/* what would help */
@@ -88,8 +87,5 @@ extern char *llmgw_tier_describe(const LlmBudget *budget, const LlmAccount *acco
 
 /* '$1.5', palloc'd */
 extern char *llmgw_tier_dollars(LlmNano nano);
-
-/* what helps against it */
-extern char *llmgw_tier_hint(const LlmTierBudget *budget);
 
 #endif							/* LLMGW_TIER_H */
