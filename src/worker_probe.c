@@ -42,12 +42,13 @@
 #define RETRY_MS			1000
 
 /*
- * An endpoint that was probed, or could not be, is left alone for so long: the
- * first while its breaker makes up its mind, the second until somebody may have
- * changed its row.
+ * How long an endpoint is left alone that was probed, while its breaker makes up
+ * its mind; whose row forbids it or is missing, which is read again because no
+ * commit wakes the worker; and whose probe could not be sent.
  */
 #define AGAIN_MS			200
-#define REFUSED_MS			30000
+#define FORBIDDEN_MS		5000
+#define UNSENT_MS			30000
 
 /* how long to turn the loop at once: each turn is an attempt */
 #define TURN_MS				1000
@@ -136,7 +137,7 @@ probe_done(LlmRun *run, LlmCall *call)
 
 	/* one that could not be sent would be tried again at once */
 	not_before(of->provider, of->fingerprint,
-			   llmgw_call_attempts(call) > 0 ? AGAIN_MS : REFUSED_MS, false);
+			   llmgw_call_attempts(call) > 0 ? AGAIN_MS : UNSENT_MS, false);
 	probes.look_at = 0;
 	MemoryContextDelete(GetMemoryChunkContext(of));
 }
@@ -226,7 +227,7 @@ start_probe(LlmConfig *config, const LlmProvider *provider, Oid role, const LlmP
 	call = llmgw_call_create(context, spec, "");
 	call->owner = memcpy(palloc(sizeof(*of)), of, sizeof(*of));
 
-	not_before(of->provider, of->fingerprint, REFUSED_MS, true);
+	not_before(of->provider, of->fingerprint, UNSENT_MS, true);
 	MemoryContextSwitchTo(probes.run.context);
 	probes.waiting = lappend(probes.waiting, call);
 	MemoryContextSwitchTo(old);
@@ -270,11 +271,11 @@ start_action(void)
 		if (provider == NULL)
 		{
 			/* in use: it is looked at again */
-			not_before(due[i].provider, due[i].fingerprint, REFUSED_MS, false);
+			not_before(due[i].provider, due[i].fingerprint, FORBIDDEN_MS, false);
 			llmgw_endpoint_drop(due[i].provider, due[i].fingerprint);
 		}
 		else if (due[i].check || provider->probe == LLMGW_PROBE_NONE || !provider->enabled)
-			not_before(due[i].provider, due[i].fingerprint, REFUSED_MS, false);
+			not_before(due[i].provider, due[i].fingerprint, FORBIDDEN_MS, false);
 		else
 			start_probe(config, provider, owner, &due[i]);
 	}
@@ -381,13 +382,15 @@ look(LlmInstant now)
 	}
 
 	/*
-	 * One that is not to be probed for now, or is under way, keeps nobody
-	 * waiting.
+	 * One that is not to be probed for now is looked at again in time; like
+	 * one that is under way, it does not keep the worker from leaving.
 	 */
 	for (int i = 0; i < ndue; i++)
 	{
 		const Probed *p = find_known(due[i].provider, due[i].fingerprint);
 
+		if (p != NULL && !p->under_way)
+			probes.look_at = Min(probes.look_at, p->not_before);
 		if (p == NULL || p->not_before <= llmgw_after_ms(now, RETRY_MS))
 			probes.next = Min(probes.next,
 							  Max(due[i].at, p == NULL ? now : p->not_before));

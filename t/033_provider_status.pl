@@ -188,6 +188,19 @@ is($s->value(q{SELECT llm_complete('hi', model => 'mute')}), 'echo: hi', 'the ne
 is(state('mute'), 'closed', 'that it works');
 is(row($s, q{SELECT * FROM llm_probe('mute')})->{ok}, 'true', 'by hand it can be probed');
 is(scalar(asked('mute')), 1, 'by its list of models');
+for (["probe = 'none'", "probe = 'models'"], ['enabled = false', 'enabled = true'])
+{
+	my ($forbid, $allow) = @$_;
+	$gw->sql(q{UPDATE llm_providers SET breaker_cooldown = '2 s' WHERE name = 'mute'});
+	$fake->reset;
+	break_it('mute');
+	$gw->sql("UPDATE llm_providers SET $forbid WHERE name = 'mute'");
+	sleep 2.5;
+	is(scalar(asked('mute')) . ' ' . state('mute'), '0 open', "$forbid: the worker has looked, and leaves it alone");
+	$gw->sql("UPDATE llm_providers SET $allow WHERE name = 'mute'");
+	ok(wait_until(sub { state('mute') eq 'closed' }, 15), "$allow: it is probed soon");
+}
+$fake->reset;
 
 # Failures of a probe by hand
 
