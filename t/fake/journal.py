@@ -32,6 +32,7 @@ class Entry:
     status: int | None = None
     sent: int = 0
     outcome: str | None = None
+    reset: bool = False  # its connection was, and the client may have lost what it had not read
     ended: float | None = None
     body_bytes: int = 0
     epoch: int = 0
@@ -56,6 +57,7 @@ class Entry:
             "status": self.status,
             "sent": self.sent,
             "outcome": self.outcome,
+            "reset": self.reset,
             "ended": self.ended and round(self.ended, 6),
         }
         if len(request.body) < self.body_bytes:

@@ -206,6 +206,7 @@ class Connection(asyncio.Protocol):
         self._number = 0
         self._tls = False
         self._entry: journal.Entry | None = None  # the request being answered
+        self._latest: journal.Entry | None = None  # the last that was answered
         self._busy = False
         self._playing: asyncio.Task[None] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -252,6 +253,8 @@ class Connection(asyncio.Protocol):
     def reset(self) -> None:
         """RST; an answer in progress counts as cut."""
         self._end(journal.CUT)
+        if self._latest is not None:
+            self._latest.reset = True
         sock = self._transport.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST)
@@ -383,7 +386,7 @@ class Connection(asyncio.Protocol):
     def _end(self, outcome: str) -> None:
         if self._entry is not None:
             self._provider.journal.end(self._entry, outcome)
-            self._entry = None
+            self._latest, self._entry = self._entry, None
 
     def _client_left(self) -> None:
         self._end(journal.CLIENT_CLOSED)

@@ -359,6 +359,7 @@ class Audit:
             not (request.status in ("cancelled", "unknown") and last)
             and attempt.error_class != "timeout"
             and _READ_UP_TO_THE_END & set(sent.entry["behaviour"].split("+"))
+            and not sent.entry["reset"]
             and charged.output != tokens(len(answer.text))
         ):
             yield f"is charged {charged.output} tokens, and {len(answer.text)} characters were seen"
