@@ -125,7 +125,7 @@ async def lay_side_by_side(session: Session, records: list[Record], fakes: list[
             for name in [provider] if provider else MODELS[model]:
                 found.first[alias].add((name, model))
     for fake in fakes:
-        await fake.read_journal()
+        await fake.read_journal(settled=0)
     found.sent = by_token(fakes)
     if not found.requests or not found.sent:
         findings.append("there is nothing to lay side by side")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from ledger.audit import Sent, sent_of
 
+_KEPT = ("n", "time", "behaviour", "outcome", "reset")
 _PROGRAM = Path(__file__).parent.parent / "fake_provider.py"
 _OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
@@ -145,19 +147,20 @@ class Fake:
         script: list[Any] = [*steps[:-1], {"behaviour": steps[-1], "repeat": "forever"}]
         await self.control("script", {"model": "*", "steps": script})
 
-    async def read_journal(self) -> None:
-        """Takes what has ended since."""
+    async def read_journal(self, settled: float = 1) -> None:
+        """Takes what has ended since, that many seconds ago: a reset may still take its end."""
         entries = await self.control(f"journal?since={self._read}")
         if entries and entries[0]["n"] > self._read + 1:
             raise RuntimeError(f"{self.name}: the journal has lost requests")
-        open_entries = [entry["n"] for entry in entries if entry["outcome"] is None]
+        until = time.time() - settled
+        open_entries = {e["n"] for e in entries if e["outcome"] is None or e["ended"] > until}
         for at, entry in enumerate(entries):
-            if entry["outcome"] is None or entry["n"] in self._taken:
+            if entry["n"] in open_entries or entry["n"] in self._taken:
                 continue
             self._taken.add(entry["n"])
             self.requests += 1
             if found := sent_of(self.name, entry):
-                found[1].entry = {k: entry[k] for k in ("n", "time", "behaviour", "outcome")}
+                found[1].entry = {k: entry[k] for k in _KEPT}
                 self.sent.append(found)
             if at % 50 == 0:
                 await asyncio.sleep(0)
