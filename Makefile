@@ -20,6 +20,7 @@ OBJS = \
 	src/cache.o \
 	src/cache_flight.o \
 	src/cache_similar.o \
+	src/cache_vector.o \
 	src/call.o \
 	src/call_budget.o \
 	src/call_cache.o \

@@ -88,8 +88,9 @@ typedef struct LlmNearness
 } LlmNearness;
 
 /*
- * The same, of the answer whose prompt is the most similar one, by cosine.  The newest
- * LLMGW_CACHE_NEIGHBOURS of the scope are compared.
+ * The same, of the answer whose prompt is the most similar one, by cosine.  Compared are
+ * the newest LLMGW_CACHE_NEIGHBOURS of the scope, or with an index of pgvector
+ * (cache_vector.c) the nearest ones that it finds.
  */
 extern bool llmgw_cache_nearest(const LlmConfig *config, const LlmEmbedding *embedding,
 								const LlmNearness *near, bool wait, LlmKept *kept);

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * cache_private.h
- *	  How cache.c and cache_similar.c look into llm_cache.
+ *	  How cache.c, cache_similar.c and cache_vector.c look into llm_cache.
  *
  *-------------------------------------------------------------------------
  */
@@ -41,6 +41,25 @@ extern TimestampTz llmgw_cache_time(TupleTableSlot *slot, const char *name);
 
 /* palloc'd; NULL: NULL */
 extern const char *llmgw_cache_text(TupleTableSlot *slot, const char *name);
+
+/*
+ * cache_similar.c: one of its indexes, locked; NULL: somebody has locked it (REINDEX),
+ * or dropped it.
+ */
+extern Relation llmgw_cache_try_index(Oid index);
+
+/*
+ * cache_vector.c: what an index of pgvector finds, nearest first.  NULL: there is
+ * none for vectors of that many dimensions, or this transaction is serializable.  The
+ * slot is the scan's, until the next one.  Raises errors of reading an index; what
+ * is open is then closed with the transaction.
+ */
+typedef struct LlmVectorScan LlmVectorScan;
+
+extern LlmVectorScan *llmgw_vector_begin(Relation rel, const LlmEmbedding *embedding,
+										 Snapshot snapshot);
+extern TupleTableSlot *llmgw_vector_next(LlmVectorScan *vectors);
+extern void llmgw_vector_end(LlmVectorScan *vectors);
 
 /* Whether it may still be served; then it is read into kept. */
 extern bool llmgw_cache_read(TupleTableSlot *slot, LlmKept *kept);

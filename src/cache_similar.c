@@ -3,9 +3,10 @@
  * cache_similar.c
  *	  Finds the kept answer whose prompt is the most similar one.
  *
- * The table is read as in cache.c, by the index on scope, newest first; vectors
- * are compared here.  The number of them is bounded, so a look takes some
- * milliseconds at most.  Vectors of other lengths are not comparable.
+ * The table is read as in cache.c: by the index on scope, newest first, or nearest
+ * first by an index of pgvector.  Vectors are compared here.  The number of them is
+ * bounded, so a look takes some milliseconds at most.  Vectors of other lengths are
+ * not comparable.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,6 +14,7 @@
 
 #include <math.h>
 
+#include "access/relation.h"
 #include "access/relscan.h"
 #include "access/stratnum.h"
 #include "access/table.h"
@@ -20,7 +22,9 @@
 #include "catalog/pg_am.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/array.h"
+#include "utils/fmgrprotos.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -53,7 +57,20 @@ cosine(const float4 *a, const float4 *b, int n)
 	return isfinite(result) ? result : -1;
 }
 
-/* A valid index that begins with that column; InvalidOid: there is none. */
+Relation
+llmgw_cache_try_index(Oid index)
+{
+	Relation	result;
+
+	if (!ConditionalLockRelationOid(index, AccessShareLock))
+		return NULL;
+	result = try_relation_open(index, NoLock);
+	if (result == NULL)
+		UnlockRelationOid(index, AccessShareLock);
+	return result;
+}
+
+/* A valid index that begins with that column, locked; InvalidOid: none is to be had. */
 static Oid
 find_index(Relation rel, int column)
 {
@@ -63,13 +80,15 @@ find_index(Relation rel, int column)
 
 	foreach(cell, indexes)
 	{
-		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
+		Relation	index = llmgw_cache_try_index(lfirst_oid(cell));
 
+		if (index == NULL)
+			continue;
 		if (index->rd_index->indisvalid && index->rd_rel->relam == BTREE_AM_OID &&
 			index->rd_index->indkey.values[0] == column &&
 			RelationGetIndexPredicate(index) == NIL)
 			result = RelationGetRelid(index);
-		index_close(index, AccessShareLock);
+		index_close(index, OidIsValid(result) ? NoLock : AccessShareLock);
 		if (OidIsValid(result))
 			break;
 	}
@@ -98,47 +117,125 @@ similarity_of(TupleTableSlot *slot, int column, const LlmEmbedding *embedding)
 	return result;
 }
 
+/* Entries, one after the other; one of the scans is NULL. */
+typedef struct Entries
+{
+	Relation	rel;
+	Snapshot	snapshot;
+	SysScanDesc newest;			/* of the scope, dead versions included */
+	int			versions;		/* that were looked at */
+	LlmVectorScan *nearest;		/* of whatever scope */
+	Datum		scope;
+	int			scope_column;
+} Entries;
+
+/* NULL: no more.  *ours: whether it is of the scope. */
+static TupleTableSlot *
+next_entry(Entries *entries, bool *ours)
+{
+	TupleTableSlot *slot = NULL;
+
+	*ours = true;
+	if (entries->nearest != NULL)
+	{
+		slot = llmgw_vector_next(entries->nearest);
+		if (slot != NULL)
+		{
+			bool		isnull;
+			Datum		scope = slot_getattr(slot, entries->scope_column, &isnull);
+
+			*ours = !isnull && DatumGetBool(DirectFunctionCall2(byteaeq, scope, entries->scope));
+		}
+		return slot;
+	}
+	while (entries->versions++ < MAX_VERSIONS && HeapTupleIsValid(systable_getnext(entries->newest)))
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (table_tuple_satisfies_snapshot(entries->rel, entries->newest->slot, entries->snapshot))
+			return entries->newest->slot;
+	}
+	return NULL;
+}
+
 /*
- * Goes through the entries that the scan finds; the best one, copied, or NULL.  What
- * is stored outside of its row stays there: the snapshot keeps it.
+ * Goes through the entries; the best one, copied, or NULL.  What is stored outside of
+ * its row stays there: the snapshot keeps it.
  */
 static HeapTuple
-find_nearest(Relation rel, SysScanDesc scan, Snapshot snapshot,
-			 const LlmEmbedding *embedding, const LlmNearness *near, double *similarity)
+find_nearest(Entries *entries, const LlmEmbedding *embedding, const LlmNearness *near,
+			 double *similarity)
 {
 	Oid			type;
-	int			column = llmgw_cache_column(RelationGetDescr(rel), "embedding",
+	int			column = llmgw_cache_column(RelationGetDescr(entries->rel), "embedding",
 											FLOAT4ARRAYOID, FLOAT4ARRAYOID, &type);
 	TimestampTz now = llmgw_wall_clock();
 	HeapTuple	best = NULL;
-	int			compared = 0;
+	TupleTableSlot *slot;
+	bool		ours;
 
-	for (int i = 0; i < MAX_VERSIONS && compared < LLMGW_CACHE_NEIGHBOURS; i++)
+	for (int i = 0; i < LLMGW_CACHE_NEIGHBOURS && (slot = next_entry(entries, &ours)) != NULL; i++)
 	{
-		TupleTableSlot *slot;
-		double		s;
+		double		s = similarity_of(slot, column, embedding);
 
 		CHECK_FOR_INTERRUPTS();
-		if (!HeapTupleIsValid(systable_getnext(scan)))
-			break;
-		slot = scan->slot;
-		if (!table_tuple_satisfies_snapshot(rel, slot, snapshot))
-			continue;
-		compared++;
-		if (llmgw_cache_time(slot, "expires_at") <= now ||
-			llmgw_cache_time(slot, "created_at") < near->oldest)
-			continue;
-		s = similarity_of(slot, column, embedding);
 
 		/* as precise as the limit is */
-		if ((float4) s < near->similarity || (best != NULL && s <= *similarity))
+		if ((float4) s < near->similarity)
+		{
+			if (entries->nearest != NULL)
+				break;
 			continue;
-		if (!near->serves(near->arg, llmgw_cache_text(slot, "model_tier")))
+		}
+		if (!ours || (best != NULL && s <= *similarity) ||
+			llmgw_cache_time(slot, "expires_at") <= now ||
+			llmgw_cache_time(slot, "created_at") < near->oldest ||
+			!near->serves(near->arg, llmgw_cache_text(slot, "model_tier")))
 			continue;
 		if (best != NULL)
 			heap_freetuple(best);
 		best = ExecCopySlotHeapTuple(slot);
 		*similarity = s;
+		if (entries->nearest != NULL)
+			break;
+	}
+	return best;
+}
+
+/* The same, with the scans begun and ended. */
+static HeapTuple
+look_for_nearest(Relation rel, Snapshot snapshot, const LlmEmbedding *embedding,
+				 const LlmNearness *near, double *similarity)
+{
+	Entries		entries = {.rel = rel,.snapshot = snapshot};
+	LlmKeyBytes scope;
+	HeapTuple	best;
+	Oid			index = InvalidOid;
+	Oid			type;
+
+	llmgw_cache_key_bytes(&scope, &embedding->scope);
+	entries.scope = PointerGetDatum(scope.data);
+	entries.scope_column = llmgw_cache_column(RelationGetDescr(rel), "scope", BYTEAOID, BYTEAOID,
+											  &type);
+	entries.nearest = llmgw_vector_begin(rel, embedding, snapshot);
+	if (entries.nearest == NULL)
+	{
+		ScanKeyData key;
+
+		index = find_index(rel, entries.scope_column);
+
+		/* the whole table is not read for this */
+		if (!OidIsValid(index))
+			return NULL;
+		ScanKeyInit(&key, entries.scope_column, BTEqualStrategyNumber, F_BYTEAEQ, entries.scope);
+		entries.newest = systable_beginscan(rel, index, true, SnapshotAny, 1, &key);
+	}
+	best = find_nearest(&entries, embedding, near, similarity);
+	if (entries.nearest != NULL)
+		llmgw_vector_end(entries.nearest);
+	else
+	{
+		systable_endscan(entries.newest);
+		UnlockRelationOid(index, AccessShareLock);
 	}
 	return best;
 }
@@ -148,33 +245,15 @@ llmgw_cache_nearest(const LlmConfig *config, const LlmEmbedding *embedding,
 					const LlmNearness *near, bool wait, LlmKept *kept)
 {
 	Relation	rel = llmgw_cache_open(config, wait);
-	LlmKeyBytes bytes;
 	Snapshot	snapshot;
-	SysScanDesc scan;
-	ScanKeyData scan_key;
 	HeapTuple	best;
-	Oid			type;
-	Oid			index;
-	int			number;
 	double		similarity = 0;
 	bool		found = false;
 
 	if (rel == NULL)
 		return false;
-	number = llmgw_cache_column(RelationGetDescr(rel), "scope", BYTEAOID, BYTEAOID, &type);
-	index = find_index(rel, number);
-	if (!OidIsValid(index))
-	{
-		/* somebody dropped it: the whole table is not read for this */
-		table_close(rel, AccessShareLock);
-		return false;
-	}
-	llmgw_cache_key_bytes(&bytes, &embedding->scope);
 	snapshot = RegisterSnapshot(GetNonHistoricCatalogSnapshot(RelationGetRelid(rel)));
-	ScanKeyInit(&scan_key, number, BTEqualStrategyNumber, F_BYTEAEQ, PointerGetDatum(bytes.data));
-	scan = systable_beginscan(rel, index, true, SnapshotAny, 1, &scan_key);
-	best = find_nearest(rel, scan, snapshot, embedding, near, &similarity);
-	systable_endscan(scan);
+	best = look_for_nearest(rel, snapshot, embedding, near, &similarity);
 	if (best != NULL)
 	{
 		TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(rel), &TTSOpsHeapTuple);

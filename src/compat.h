@@ -48,6 +48,15 @@
 #define LLMGW_NORETURN		__attribute__((noreturn))
 #endif
 
+/* 18: a scan of an index may be measured */
+#if PG_VERSION_NUM >= 180000
+#define llmgw_index_beginscan(rel, index, snapshot, nkeys, norderbys) \
+	index_beginscan((rel), (index), (snapshot), NULL, (nkeys), (norderbys))
+#else
+#define llmgw_index_beginscan(rel, index, snapshot, nkeys, norderbys) \
+	index_beginscan((rel), (index), (snapshot), (nkeys), (norderbys))
+#endif
+
 /* 17: extensions may name their wait events */
 #if PG_VERSION_NUM >= 170000
 #define llmgw_wait_event(name)	WaitEventExtensionNew(name)
