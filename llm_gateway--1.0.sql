@@ -720,7 +720,7 @@ IS 'from the call to the first token of the answer, in milliseconds';
 COMMENT ON COLUMN @extschema@.llm_requests.queue_ms
 IS 'how much of that the call waited before it was sent, in milliseconds';
 COMMENT ON COLUMN @extschema@.llm_requests.budgets
-IS 'the budgets that the attempts were charged to, by id; NULL: none';
+IS 'the names of the budgets that the attempts were charged to, those of lower id first; NULL: none';
 COMMENT ON COLUMN @extschema@.llm_requests.tags
 IS 'the tags of the call, with those of llm_gateway.tags';
 COMMENT ON COLUMN @extschema@.llm_requests.prompt_hash
@@ -1865,7 +1865,7 @@ RETURNS TABLE (
     chosen boolean,
     reason text)
 AS 'MODULE_PATHNAME', 'llmgw_sql_route'
-LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 100 ROWS 10;
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10000 ROWS 10;
 REVOKE ALL ON FUNCTION @extschema@.llm_route FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.llm_route
 IS 'which models llm_complete would ask with the same arguments, in which order, which one it would ask now (chosen), and why; makes no call';
@@ -1877,7 +1877,7 @@ CREATE FUNCTION @extschema@.llm_estimate_cost(
     max_tokens integer DEFAULT NULL)
 RETURNS numeric
 AS 'MODULE_PATHNAME', 'llmgw_sql_estimate_cost'
-LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 100;
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10000;
 REVOKE ALL ON FUNCTION @extschema@.llm_estimate_cost FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.llm_estimate_cost
 IS 'what a call would cost by estimate, in USD; NULL: the price is unknown';

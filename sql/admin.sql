@@ -40,7 +40,7 @@ SELECT llm_set_secret('regress', 'regress-key-Vq8zR2mX4t');
 UPDATE llm_models SET input_price = 99, enabled = false WHERE name = 'gpt-5';
 UPDATE llm_providers SET weight = 3, api_key = NULL WHERE name = 'openai';
 DELETE FROM llm_models WHERE provider = 'openai' AND name IN ('o3', 'gpt-6.1-terra');
-SELECT object, name, detail FROM llm_add_provider('openai') WHERE detail <> 'already there' OR object = 'provider';
+SELECT object, name, detail FROM llm_add_provider('openai');
 SELECT name, input_price, enabled FROM llm_models WHERE name IN ('gpt-5', 'gpt-6.1-terra', 'o3') ORDER BY name COLLATE "C";
 SELECT weight, api_key FROM llm_providers WHERE name = 'openai';
 -- other arguments than before are said
@@ -112,8 +112,8 @@ $$;
 SET client_min_messages = notice;
 SELECT preset, count(*) FILTER (WHERE object = 'provider') AS providers, count(*) FILTER (WHERE object = 'model') AS models,
        count(*) FILTER (WHERE object = 'rule') AS rules
-FROM added WHERE round = 1 AND detail <> 'already there' GROUP BY preset ORDER BY preset COLLATE "C";
-SELECT * FROM added WHERE round = 2 AND (detail <> 'already there' OR object NOT IN ('provider', 'model'));
+FROM added WHERE round = 1 GROUP BY preset ORDER BY preset COLLATE "C";
+SELECT * FROM added WHERE round = 2;
 SELECT preset, name, detail FROM added WHERE round = 1 AND object = 'rule' ORDER BY preset COLLATE "C", detail DESC, name COLLATE "C";
 SELECT name, kind, base_url, api_key, failure_domain, options FROM llm_providers ORDER BY name COLLATE "C";
 SELECT provider, name, tier, quality, input_price AS input, output_price AS output, cached_input_price AS cached,

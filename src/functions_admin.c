@@ -45,6 +45,7 @@ llmgw_adding_report(LlmAdding *adding, const char *object, const char *name, con
 	values[2] = CStringGetTextDatum(detail);
 	tuplestore_putvalues(adding->result->setResult, adding->result->setDesc,
 						 values, nulls);
+	adding->nadded++;
 }
 
 uint64
@@ -126,7 +127,6 @@ keep_provider(LlmAdding *adding)
 				 errhint("To change it: UPDATE llm_providers SET base_url = %s WHERE name = %s;",
 						 quote_literal_cstr(adding->base_url),
 						 quote_literal_cstr(adding->name))));
-	llmgw_adding_report(adding, "provider", adding->name, "already there");
 	return true;
 }
 
@@ -282,8 +282,8 @@ add_model(LlmAdding *adding, const char *name)
 							 " CAST($9 AS pg_catalog.jsonb), CAST($10 AS pg_catalog.int4),"
 							 " CAST($11 AS pg_catalog.int4), CAST($12 AS pg_catalog.text[]))"
 							 " ON CONFLICT DO NOTHING", lengthof(args), args) == 0)
-		detail = "already there";
-	else if (model->input_price == NULL)
+		return;
+	if (model->input_price == NULL)
 		detail = psprintf("%s tier, price unknown", tier);
 	else if (strcmp(model->input_price, "0") == 0 && strcmp(model->output_price, "0") == 0)
 		detail = psprintf("%s tier, free", tier);
@@ -469,6 +469,11 @@ llmgw_sql_add_provider(PG_FUNCTION_ARGS)
 	else if (adding.preset != NULL)
 		llmgw_adding_rules(&adding);
 	SPI_finish();
+
+	if (adding.nadded == 0 && adding.npresent > 0)
+		ereport(NOTICE,
+				(errmsg("nothing was added for provider \"%s\", because all of it is already there",
+						adding.name)));
 
 	return (Datum) 0;
 }

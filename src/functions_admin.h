@@ -29,9 +29,10 @@ typedef struct LlmAdding
 	bool		own_base_url;
 	int			npresent;		/* models that the provider has in the end */
 	char	  **present;
+	int			nadded;			/* rows that the function returns */
 } LlmAdding;
 
-/* Adds a row to what the function returns. */
+/* Adds a row to what the function returns: something has been added. */
 extern void llmgw_adding_report(LlmAdding *adding, const char *object, const char *name,
 								const char *detail);
 

@@ -286,9 +286,11 @@ record_followers(Batch *batch, const LlmCall *call, const BatchItem *leader)
 {
 	for (int i = leader->next; i != 0; i = batch->items[i].next)
 	{
+		uint64		end;
+
 		batch->items[i].request_id = llmgw_next_request_id();
-		batch->recorded = Max(batch->recorded,
-							  llmgw_call_record_shared(call, batch->items[i].request_id));
+		end = llmgw_call_record_shared(call, batch->items[i].request_id);
+		batch->recorded = Max(batch->recorded, end);
 	}
 }
 

@@ -436,23 +436,25 @@ llmgw_book_sync(LlmBook *book)
 {
 	LlmSpoolShared *spool = book->spool;
 	uint64		written = pg_atomic_read_u64(&spool->written);
+	uint64		writing;
 	uint64		complete;
 
 	if (written == book->synced)
 		return;
 
 	/* from here on some are still being written, and are for the next time */
-	complete = Min(written, llmgw_spool_oldest_write(spool));
+	writing = llmgw_spool_oldest_write(spool);
+	complete = Min(written, writing);
 	if (pg_atomic_read_u64(&spool->booked) < written ||
 		pg_atomic_read_u64(&spool->requests_open) > 0)
 	{
-		uint64		from = Max(book->synced, pg_atomic_read_u64(&spool->needed));
+		uint64		needed = pg_atomic_read_u64(&spool->needed);
 		LlmGeneration gen;
 
 		gen.id = pg_atomic_read_u64(&spool->id);
 		pg_read_barrier();
 		gen.salt = spool->salt;
-		if (!llmgw_segments_sync(spool->database, gen, from, written))
+		if (!llmgw_segments_sync(spool->database, gen, Max(book->synced, needed), written))
 			ereport(ERROR,
 					(errcode_for_file_access(),
 					 errmsg("could not sync the ledger's spool: %m")));

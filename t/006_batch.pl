@@ -188,6 +188,7 @@ error_ok($s->run(q{SELECT * FROM llm_complete_batch(array(SELECT llm_complete('p
 	{ sqlstate => '22012' }, 'an error while the prompts are made');
 ok($fake->wait_for(sub { $_[1]{in_flight} == 0 }), 'leaves nothing in flight');
 is($s->value(q{SELECT response FROM llm_complete_batch('{hi}', model => 'gpt-4o')}), 'echo: hi', 'the next batch works');
+unlike($gw->log_text, qr/in the ledger already/, 'each row was recorded once');
 $gw->no_crash_ok;
 
 done_testing();

@@ -87,7 +87,7 @@ $s->value(q{BEGIN; SELECT llm_breaker_open('hand'); ROLLBACK});
 $row = status('hand');
 is("$row->{state} $row->{reason}", 'open operator', 'an operator takes a provider out of service, for all sessions and whatever becomes of the transaction');
 ok(defined $row->{opened_at} && !defined $row->{next_probe_at}, 'for good');
-error_ok($s->run(q{SELECT llm_complete('hi', model => 'hand')}), { sqlstate => 'LG012', message => qr/operator/ }, 'calls are refused');
+error_ok($s->run(q{SELECT llm_complete('hi', model => 'hand')}), { sqlstate => 'LG012', message => qr/operator/, hint => qr/llm_breaker_reset/ }, 'calls are refused');
 $row = row($s, q{SELECT * FROM llm_probe('hand')});
 is("$row->{ok} $row->{error_class}", 'false unavailable', 'llm_probe does not go past that');
 is(scalar(asked('hand')), 0, 'nothing was sent');
