@@ -132,9 +132,17 @@ compare_models(const void *a, const void *b)
 {
 	const LlmModel *x = *(const LlmModel *const *) a;
 	const LlmModel *y = *(const LlmModel *const *) b;
+	Jsonb	   *x_options = x->provider->options;
+	Jsonb	   *y_options = y->provider->options;
 	int			c = strcmp(x->name, y->name);
 
-	return c != 0 ? c : strcmp(x->upstream_name, y->upstream_name);
+	if (c == 0)
+		c = strcmp(x->upstream_name, y->upstream_name);
+	if (c != 0)
+		return c;
+	if (x_options == NULL || y_options == NULL)
+		return (x_options != NULL) - (y_options != NULL);
+	return compareJsonbContainers(&x_options->root, &y_options->root);
 }
 
 /*
@@ -166,7 +174,8 @@ is_before(const LlmCandidate *a, const LlmCandidate *b, LlmOptimize optimize)
  * rule means another answer.  What the budgets keep from it now counts all the same,
  * or nothing would be found when they run low.  Where the order follows prices or
  * latencies, which change by themselves, it is all of them.  With each goes what its
- * providers are asked for: another model by an old name is another model.
+ * providers are asked for, and how: another model by an old name is another model, and
+ * a provider's options may add to each request.
  */
 static void
 put_models(StringInfo buf, const LlmCall *call)
@@ -201,6 +210,7 @@ put_models(StringInfo buf, const LlmCall *call)
 			continue;
 		put_text(buf, models[i]->name);
 		put_text(buf, models[i]->upstream_name);
+		put_jsonb(buf, models[i]->provider->options);
 	}
 	put_int(buf, -1);
 }

@@ -186,6 +186,13 @@ $gw->sql(q{UPDATE llm_models SET upstream_name = NULL WHERE name = 'gpt-4o'});
 call($s, 'key');
 is($n, 0, 'the former model: served again');
 
+$gw->sql(q{UPDATE llm_providers SET options = '{"extra": {"seed": 7}}' WHERE name = 'fake'});
+call($s, 'key');
+is($n, 1, 'the provider is to be asked for something else: made');
+$gw->sql(q{UPDATE llm_providers SET options = NULL WHERE name = 'fake'});
+call($s, 'key');
+is($n, 0, 'as it was: served again');
+
 # What is not whole, or not what was asked for, is not kept
 
 $fake->script('gpt-4o', { text => 'cut', finish => 'length', repeat => 2 });
