@@ -22,8 +22,8 @@
 #include "shmem.h"
 #include "spool.h"
 
-/* an account of the running period may be given away after so long */
-#define IDLE_US			(INT64CONST(3600) * 1000000)
+/* an account of the running period may be given away when unused for so long */
+#define IDLE_US			(INT64CONST(60) * 1000000)
 
 /* and is looked up again when it has not been used for so long */
 #define LOOK_AGAIN_US	(IDLE_US / 2)
