@@ -480,6 +480,11 @@ llmgw_call_notice(const LlmCall *call)
 	tier = answering_tier(call);
 	asked = call->kept != NULL ? llmgw_route_first(&call->route) :
 		&call->route.candidates[call->current];
+
+	/* a kept answer that is worse than what a call would get */
+	if (call->kept != NULL && tier != NULL && asked != NULL &&
+		asked->model->tier->rank < tier->rank)
+		return tier->notice;
 	for (int i = 0; tier != NULL && i < call->route.ncandidates; i++)
 	{
 		const LlmCandidate *c = &call->route.candidates[i];

@@ -16,7 +16,8 @@
  *
  * What is served is at least as good as what a call would get at this moment: of the
  * first candidate's tier or a better one.  So an answer that an economy model gave
- * while a budget ran low is not served once it has recovered.
+ * while a budget ran low is not served once it has recovered, but to "only", which
+ * would get nothing.
  *
  *-------------------------------------------------------------------------
  */
@@ -360,7 +361,10 @@ looks(const LlmCall *call)
 		call->tier.level < LLMGW_LEVEL_EXHAUSTED;
 }
 
-/* As good as what the call would get now, and as it wants at least. */
+/*
+ * As good as what the call would get now, if it would be made, and as it wants at
+ * least.
+ */
 bool
 llmgw_call_accepts_tier(const LlmCall *call, const char *model_tier)
 {
@@ -370,7 +374,8 @@ llmgw_call_accepts_tier(const LlmCall *call, const char *model_tier)
 	if (tier == NULL ||
 		(call->spec->min_tier != NULL && tier->rank > call->spec->min_tier->rank))
 		return false;
-	return first == NULL || tier->rank <= first->model->tier->rank;
+	return first == NULL || call->spec->cache == LLMGW_CACHE_ONLY ||
+		tier->rank <= first->model->tier->rank;
 }
 
 /* Whether the schema, which is in the key, still takes it: its checks may be newer. */

@@ -441,6 +441,12 @@ $gw->sql(q{UPDATE llm_tiers SET notice = NULL WHERE name = 'standard'});
 is(outcome('new', task => 'lookup', cache => 'auto', min_tier => 'premium'), 'budget 0', 'but not for who wants premium');
 is(outcome('new', task => 'lookup', priority => 'high'), 'gpt-4o premium false 1', 'nor for who may have it');
 is(outcome('newer', task => 'lookup', cache => 'auto'), 'mid standard false 1', 'another one');
+$gw->drained;
+is(outcome('newer', task => 'lookup', cache => 'only', priority => 'high'), 'mid standard true 0', 'only: served to who could call a better one, but does not');
+$gw->sql(q{UPDATE llm_tiers SET notice = 'worse than usual' WHERE name = 'standard'});
+is(call($s, 'newer', task => 'lookup', cache => 'only', priority => 'high')->{notice}, 'worse than usual', 'with the notice of its tier');
+$gw->sql(q{UPDATE llm_tiers SET notice = NULL WHERE name = 'standard'});
+is(outcome('newer', task => 'lookup', cache => 'only', priority => 'high', min_tier => 'premium'), 'no_candidate 0', 'unless that is what is asked for');
 
 budget(q{limit_usd = 1});
 is(outcome('kept while rich', task => 'lookup', cache => 'auto'), 'budget 0', 'exhausted: rejected');
