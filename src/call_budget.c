@@ -42,7 +42,7 @@
 #define MAX_TRIES			5
 
 void
-llmgw_call_budgets(LlmCall *call, bool peek)
+llmgw_call_budgets(LlmCall *call)
 {
 	const LlmSpec *spec = call->spec;
 	LlmTierQuery query = {0};
@@ -52,8 +52,7 @@ llmgw_call_budgets(LlmCall *call, bool peek)
 	query.role = spec->role;
 	query.tags = spec->tags;
 	query.now = llmgw_wall_clock();
-	if (!peek)
-		query.wait_ms = spec->timeout_ms > 0 ? Min(spec->timeout_ms, WAIT_MS) : WAIT_MS;
+	query.wait_ms = spec->timeout_ms > 0 ? Min(spec->timeout_ms, WAIT_MS) : WAIT_MS;
 	llmgw_tier(spec->config, &query, &call->tier);
 }
 
