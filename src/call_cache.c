@@ -143,7 +143,11 @@ compare_models(const void *a, const void *b)
 		return c;
 	if (x_options == NULL || y_options == NULL)
 		return (x_options != NULL) - (y_options != NULL);
-	return compareJsonbContainers(&x_options->root, &y_options->root);
+
+	/* byte by byte, as they go into the key */
+	c = (int) VARSIZE_ANY_EXHDR(x_options) - (int) VARSIZE_ANY_EXHDR(y_options);
+	return c != 0 ? c : memcmp(VARDATA_ANY(x_options), VARDATA_ANY(y_options),
+							   VARSIZE_ANY_EXHDR(x_options));
 }
 
 /*
