@@ -5,14 +5,13 @@
  *
  * Limits and scopes are those that the session sees, in its configuration; what is
  * spent and reserved is what all sessions share (budget.h).  Just after a start of
- * the server it waits a moment for the ledger, as calls do; where an account cannot
- * be had, the row says why.
+ * the server it waits a moment for the ledger, as calls do; if that is still behind,
+ * the rows say so.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include "access/xlog.h"
 #include "catalog/pg_proc.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -167,36 +166,13 @@ account_columns(const LlmBudget *budget, const LlmAccount *account,
 		put_text(values, nulls, BEST_TIER, best_tier(budget, account, priority));
 }
 
-/*
- * What it has spent in the period that begins at start, and holds; or why that is
- * not known, palloc'd.  A standby makes no accounts: what its primary spends would
- * not reach them.
- */
-static const char *
-read_account(const LlmConfig *config, LlmBudget *budget, TimestampTz now, TimestampTz start,
-			 int wait_ms, LlmAccount *account)
-{
-	const char *problem;
-
-	if (RecoveryInProgress())
-	{
-		memset(account, 0, sizeof(*account));
-		account->spent = llmgw_budget_load(config, budget, start);
-		return NULL;
-	}
-	problem = llmgw_budget_open(config, budget, now, wait_ms);
-	if (problem == NULL && !llmgw_budget_look(budget, account))
-		problem = "its numbers have just made room for another budget's (llm_gateway.max_budgets); look again";
-	return problem;
-}
-
 /* False: what it has spent is not known. */
 static bool
-budget_row(const LlmConfig *config, LlmBudget *budget, TimestampTz now, int wait_ms,
+budget_row(const LlmConfig *config, const LlmBudget *budget, TimestampTz now, int wait_ms,
 		   const LlmPriority *priority, Datum *values, bool *nulls)
 {
 	LlmAccount	account;
-	const char *problem;
+	char	   *problem;
 	TimestampTz start = 0;
 	TimestampTz end = 0;
 
@@ -217,7 +193,7 @@ budget_row(const LlmConfig *config, LlmBudget *budget, TimestampTz now, int wait
 	put(values, nulls, AS_OF, TimestampTzGetDatum(now));
 
 	problem = budget->zone == NULL ? psprintf("there is no time zone \"%s\"", budget->timezone) :
-		read_account(config, budget, now, start, wait_ms, &account);
+		llmgw_budget_view(config, budget, start, wait_ms, &account);
 	if (problem != NULL)
 		put_text(values, nulls, REMARK, problem);
 	else
@@ -244,7 +220,7 @@ llmgw_sql_budget_status(PG_FUNCTION_ARGS)
 	all = reports_all(config);
 	for (int i = 0; i < config->nbudgets; i++)
 	{
-		LlmBudget  *budget = &config->budgets[i];
+		const LlmBudget *budget = &config->budgets[i];
 		Datum		values[NCOLUMNS] = {0};
 		bool		nulls[NCOLUMNS];
 
