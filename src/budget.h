@@ -10,6 +10,7 @@
  *
  *		llmgw_budget_open()		the account of the present period
  *		llmgw_budget_look()		what it says
+ *		llmgw_budget_view()		the same, without an account
  *		llmgw_budget_reserve()	before an attempt: on all of them or on none
  *		llmgw_budget_settle()	the attempt has an outcome, and a cost
  *		llmgw_budget_release()	it was never sent
@@ -60,6 +61,15 @@ extern char *llmgw_budget_open(const LlmConfig *config, LlmBudget *budget,
  * opened, or has been given away since.
  */
 extern bool llmgw_budget_look(LlmBudget *budget, LlmAccount *account);
+
+/*
+ * The same of the period that begins then, for who only wants to see: it makes no
+ * account, and does not count as use of the one that is there.  NULL, or why it is not
+ * known, palloc'd.  May wait as llmgw_budget_open(); on a standby it does not, where
+ * there are no accounts, and what has been booked is all that is known.
+ */
+extern char *llmgw_budget_view(const LlmConfig *config, const LlmBudget *budget,
+							   TimestampTz period_start, int wait_ms, LlmAccount *account);
 
 /* What an attempt may cost one budget. */
 typedef struct LlmCharge

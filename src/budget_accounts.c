@@ -15,6 +15,7 @@
  */
 #include "postgres.h"
 
+#include "access/xlog.h"
 #include "miscadmin.h"
 
 #include "budget_private.h"
@@ -22,11 +23,13 @@
 #include "shmem.h"
 #include "spool.h"
 
-/* an account of the running period may be given away after so long */
-#define IDLE_US			(INT64CONST(3600) * 1000000)
+/* an account of the running period may be given away when unused for so long */
+#define IDLE_US			(INT64CONST(60) * 1000000)
 
 /* and is looked up again when it has not been used for so long */
 #define LOOK_AGAIN_US	(IDLE_US / 2)
+
+#define UNSETTLED		"the ledger has yet to book calls of before the server's last start"
 
 /* A place of its own in the caches: neighbours are other sessions'. */
 typedef union Place
@@ -318,7 +321,7 @@ llmgw_budget_open(const LlmConfig *config, LlmBudget *budget, TimestampTz at, in
 		if (spool == NULL)
 			return pstrdup("too many databases make calls (llm_gateway.max_databases)");
 		if (!llmgw_budget_is_settled(config, wait_ms))
-			return pstrdup("the ledger has yet to book calls of before the server's last start");
+			return pstrdup(UNSETTLED);
 		spent = llmgw_budget_load(config, budget, name.period_start);
 		switch (enter(budget, &name, at, spool - llmgw_spool_slots(&n), spent, ngiven_away))
 		{
@@ -331,6 +334,33 @@ llmgw_budget_open(const LlmConfig *config, LlmBudget *budget, TimestampTz at, in
 				break;
 		}
 	}
+	return NULL;
+}
+
+/* Without an account all that was charged is booked, or there would be one. */
+char *
+llmgw_budget_view(const LlmConfig *config, const LlmBudget *budget, TimestampTz period_start,
+				  int wait_ms, LlmAccount *account)
+{
+	LWLock	   *table = llmgw_shmem_lock(LLMGW_LOCK_BUDGETS);
+	AccountName name = {config->extension, budget->id, period_start};
+	LlmBudgetAccount *of;
+
+	memset(account, 0, sizeof(*account));
+	LWLockAcquire(table, LW_SHARED);
+	of = find(&name);
+	if (of != NULL)
+	{
+		LWLockAcquire(&of->lock, LW_SHARED);
+		*account = of->account;
+		LWLockRelease(&of->lock);
+	}
+	LWLockRelease(table);
+	if (of != NULL)
+		return NULL;
+	if (!RecoveryInProgress() && !llmgw_budget_is_settled(config, wait_ms))
+		return pstrdup(UNSETTLED);
+	account->spent = llmgw_budget_load(config, budget, period_start);
 	return NULL;
 }
 

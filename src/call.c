@@ -408,7 +408,7 @@ llmgw_call_route(LlmCall *call, bool peek)
 		describe_inputs(call, &query);
 	else
 		describe_messages(call, &query);
-	llmgw_call_budgets(call, peek);
+	llmgw_call_budgets(call);
 	if (call->tier.nbudgets > 0)
 		query.budgets = &call->tier;
 	llmgw_route(spec->config, &query, &call->route);

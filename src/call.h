@@ -420,7 +420,7 @@ extern void llmgw_call_learn(LlmCall *call);
 /* call_budget.c */
 
 /* What the budgets let the call have at this moment: call->tier. */
-extern void llmgw_call_budgets(LlmCall *call, bool peek);
+extern void llmgw_call_budgets(LlmCall *call);
 
 /*
  * Reserves what an attempt at the candidate may cost, on all its budgets.  NULL, or

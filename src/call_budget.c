@@ -42,7 +42,7 @@
 #define MAX_TRIES			5
 
 void
-llmgw_call_budgets(LlmCall *call, bool peek)
+llmgw_call_budgets(LlmCall *call)
 {
 	const LlmSpec *spec = call->spec;
 	LlmTierQuery query = {0};
@@ -52,8 +52,7 @@ llmgw_call_budgets(LlmCall *call, bool peek)
 	query.role = spec->role;
 	query.tags = spec->tags;
 	query.now = llmgw_wall_clock();
-	if (!peek)
-		query.wait_ms = spec->timeout_ms > 0 ? Min(spec->timeout_ms, WAIT_MS) : WAIT_MS;
+	query.wait_ms = spec->timeout_ms > 0 ? Min(spec->timeout_ms, WAIT_MS) : WAIT_MS;
 	llmgw_tier(spec->config, &query, &call->tier);
 }
 
@@ -480,6 +479,11 @@ llmgw_call_notice(const LlmCall *call)
 	tier = answering_tier(call);
 	asked = call->kept != NULL ? llmgw_route_first(&call->route) :
 		&call->route.candidates[call->current];
+
+	/* a kept answer that is worse than what a call would get */
+	if (call->kept != NULL && tier != NULL && asked != NULL &&
+		asked->model->tier->rank < tier->rank)
+		return tier->notice;
 	for (int i = 0; tier != NULL && i < call->route.ncandidates; i++)
 	{
 		const LlmCandidate *c = &call->route.candidates[i];

@@ -16,7 +16,8 @@
  *
  * What is served is at least as good as what a call would get at this moment: of the
  * first candidate's tier or a better one.  So an answer that an economy model gave
- * while a budget ran low is not served once it has recovered.
+ * while a budget ran low is not served once it has recovered, but to "only", which
+ * would get nothing.
  *
  *-------------------------------------------------------------------------
  */
@@ -132,9 +133,21 @@ compare_models(const void *a, const void *b)
 {
 	const LlmModel *x = *(const LlmModel *const *) a;
 	const LlmModel *y = *(const LlmModel *const *) b;
+	Jsonb	   *x_options = x->provider->options;
+	Jsonb	   *y_options = y->provider->options;
 	int			c = strcmp(x->name, y->name);
 
-	return c != 0 ? c : strcmp(x->upstream_name, y->upstream_name);
+	if (c == 0)
+		c = strcmp(x->upstream_name, y->upstream_name);
+	if (c != 0)
+		return c;
+	if (x_options == NULL || y_options == NULL)
+		return (x_options != NULL) - (y_options != NULL);
+
+	/* byte by byte, as they go into the key */
+	c = (int) VARSIZE_ANY_EXHDR(x_options) - (int) VARSIZE_ANY_EXHDR(y_options);
+	return c != 0 ? c : memcmp(VARDATA_ANY(x_options), VARDATA_ANY(y_options),
+							   VARSIZE_ANY_EXHDR(x_options));
 }
 
 /*
@@ -166,7 +179,8 @@ is_before(const LlmCandidate *a, const LlmCandidate *b, LlmOptimize optimize)
  * rule means another answer.  What the budgets keep from it now counts all the same,
  * or nothing would be found when they run low.  Where the order follows prices or
  * latencies, which change by themselves, it is all of them.  With each goes what its
- * providers are asked for: another model by an old name is another model.
+ * providers are asked for, and how: another model by an old name is another model, and
+ * a provider's options may add to each request.
  */
 static void
 put_models(StringInfo buf, const LlmCall *call)
@@ -201,6 +215,7 @@ put_models(StringInfo buf, const LlmCall *call)
 			continue;
 		put_text(buf, models[i]->name);
 		put_text(buf, models[i]->upstream_name);
+		put_jsonb(buf, models[i]->provider->options);
 	}
 	put_int(buf, -1);
 }
@@ -350,7 +365,10 @@ looks(const LlmCall *call)
 		call->tier.level < LLMGW_LEVEL_EXHAUSTED;
 }
 
-/* As good as what the call would get now, and as it wants at least. */
+/*
+ * As good as what the call would get now, if it would be made, and as it wants at
+ * least.
+ */
 bool
 llmgw_call_accepts_tier(const LlmCall *call, const char *model_tier)
 {
@@ -360,7 +378,8 @@ llmgw_call_accepts_tier(const LlmCall *call, const char *model_tier)
 	if (tier == NULL ||
 		(call->spec->min_tier != NULL && tier->rank > call->spec->min_tier->rank))
 		return false;
-	return first == NULL || tier->rank <= first->model->tier->rank;
+	return first == NULL || call->spec->cache == LLMGW_CACHE_ONLY ||
+		tier->rank <= first->model->tier->rank;
 }
 
 /* Whether the schema, which is in the key, still takes it: its checks may be newer. */

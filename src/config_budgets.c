@@ -350,6 +350,9 @@ compute_opening(const LlmRow *row, TimestampTz start, TimestampTz end)
 	bool		isnull;
 	OwnerQuery	query;
 
+	/* which every call has, also one that has none (scope.h) */
+	if (tags != NULL && JB_ROOT_COUNT(tags) == 0)
+		tags = NULL;
 	(void) find_member(row, "llm_attempts", &owner);
 	begin_query(&query, owner, "SELECT coalesce(pg_catalog.sum(a.cost_usd), 0)");
 	appendStringInfo(&query.sql, " FROM %s.llm_attempts a", schema);

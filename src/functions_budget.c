@@ -4,8 +4,9 @@
  *	  The rows of llm_budget_status: how each budget stands at this moment.
  *
  * Limits and scopes are those that the session sees, in its configuration; what is
- * spent and reserved is what all sessions share (budget.h).  It waits for
- * nobody: where an account cannot be had, the row says why.
+ * spent and reserved is what all sessions share (budget.h).  Just after a start of
+ * the server it waits a moment for the ledger, as calls do; if that is still behind,
+ * the rows say so.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,6 +26,9 @@
 #include "timing.h"
 
 PG_FUNCTION_INFO_V1(llmgw_sql_budget_status);
+
+/* longest wait for a ledger that is behind, for all rows together */
+#define WAIT_MS			5000
 
 /* the columns */
 enum
@@ -162,19 +166,19 @@ account_columns(const LlmBudget *budget, const LlmAccount *account,
 		put_text(values, nulls, BEST_TIER, best_tier(budget, account, priority));
 }
 
-static void
-budget_row(const LlmConfig *config, LlmBudget *budget, TimestampTz now,
+/* False: what it has spent is not known. */
+static bool
+budget_row(const LlmConfig *config, const LlmBudget *budget, TimestampTz now, int wait_ms,
 		   const LlmPriority *priority, Datum *values, bool *nulls)
 {
 	LlmAccount	account;
-	char	   *problem = llmgw_budget_open(config, budget, now, 0);
+	char	   *problem;
+	TimestampTz start = 0;
+	TimestampTz end = 0;
 
 	put_text(values, nulls, BUDGET, budget->name);
 	if (budget->zone != NULL)
 	{
-		TimestampTz start;
-		TimestampTz end;
-
 		llmgw_period_of(budget->period, budget->zone, now, &start, &end);
 		put(values, nulls, PERIOD_START, TimestampTzGetDatum(start));
 		put(values, nulls, RESETS_AT, TimestampTzGetDatum(end));
@@ -188,12 +192,13 @@ budget_row(const LlmConfig *config, LlmBudget *budget, TimestampTz now,
 	put_text(values, nulls, ON_EXHAUSTED, budget->cache_only ? "cache_only" : "reject");
 	put(values, nulls, AS_OF, TimestampTzGetDatum(now));
 
-	if (problem == NULL && !llmgw_budget_look(budget, &account))
-		problem = "its numbers have just made room for another budget's (llm_gateway.max_budgets); look again";
+	problem = budget->zone == NULL ? psprintf("there is no time zone \"%s\"", budget->timezone) :
+		llmgw_budget_view(config, budget, start, wait_ms, &account);
 	if (problem != NULL)
 		put_text(values, nulls, REMARK, problem);
 	else
 		account_columns(budget, &account, priority, values, nulls);
+	return problem == NULL;
 }
 
 Datum
@@ -203,6 +208,7 @@ llmgw_sql_budget_status(PG_FUNCTION_ARGS)
 	LlmConfig  *config;
 	const LlmPriority *priority;
 	TimestampTz now = llmgw_wall_clock();
+	int			wait_ms = WAIT_MS;
 	bool		all;
 
 	InitMaterializedSRF(fcinfo, 0);
@@ -214,14 +220,15 @@ llmgw_sql_budget_status(PG_FUNCTION_ARGS)
 	all = reports_all(config);
 	for (int i = 0; i < config->nbudgets; i++)
 	{
-		LlmBudget  *budget = &config->budgets[i];
+		const LlmBudget *budget = &config->budgets[i];
 		Datum		values[NCOLUMNS] = {0};
 		bool		nulls[NCOLUMNS];
 
 		if (!all && !covers_user(budget))
 			continue;
 		memset(nulls, true, sizeof(nulls));
-		budget_row(config, budget, now, priority, values, nulls);
+		if (!budget_row(config, budget, now, wait_ms, priority, values, nulls))
+			wait_ms = 0;
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;

@@ -26,7 +26,7 @@ llmgw_scope_covers(const char *role, Jsonb *tags, Oid caller, Jsonb *caller_tags
 		if (!OidIsValid(oid) || !is_member_of_role_nosuper(caller, oid))
 			return false;
 	}
-	return tags == NULL ||
+	return tags == NULL || JB_ROOT_COUNT(tags) == 0 ||
 		(caller_tags != NULL &&
 		 DatumGetBool(DirectFunctionCall2(jsonb_contains, JsonbPGetDatum(caller_tags),
 										  JsonbPGetDatum(tags))));

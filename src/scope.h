@@ -11,7 +11,7 @@
 #include "config.h"
 
 /*
- * Whether a caller is within a role (NULL: any) and tags (NULL: any): a member of that
+ * Whether a caller is within a role (NULL: any) and tags (NULL or {}: any): a member of that
  * role, not merely a superuser, and its own tags (NULL: none) contain those.
  */
 extern bool llmgw_scope_covers(const char *role, Jsonb *tags, Oid caller, Jsonb *caller_tags);

@@ -95,8 +95,22 @@ for my $call (
 }
 is($s->value(q{SELECT llm_complete(NULL) IS NULL}), 't', 'but a NULL prompt is no call');
 rising_ok('of the primary meanwhile', $gw->sql($id));
+
+# what budgets have spent is what has reached the standby, and after promotion, too
+my $spent = q{SELECT spent_usd FROM llm_budget_status};
+$gw->sql(q{INSERT INTO llm_budgets (name, limit_usd) VALUES ('all', 1000)});
+$node->wait_for_catchup($standby);
+is($s->value($spent), $gw->sql($spent), 'a standby knows what a budget has spent');
+$s->run(q{SELECT * FROM llm_route('x', model => 'mock-standard')});
+rising_ok('of the primary again', $gw->sql($id));
+ok($gw->drained, 'it is booked');
+my $paid = $gw->sql($spent);
+$node->wait_for_catchup($standby);
+is($s->value($spent), $paid, 'and what it has spent since');
+is(LlmGateway::Session->new($standby, 'postgres')->value($spent), $paid, 'also to a new session');
 $node->stop;
 $standby->promote;
+is($s->value($spent), $paid, 'so it does after promotion');
 rising_ok('after promotion, in the same session', $s->value($id));
 rising_ok('and in a new one', $standby->safe_psql('postgres', $id));
 is($s->value(q{UPDATE llm_models SET enabled = false WHERE name = 'mock-standard' RETURNING enabled}), 'f', 'configuration can be changed');

@@ -48,7 +48,7 @@ define('postgres');
 my $admin = $gw->admin;
 my $s = $gw->session;
 my $t = $gw->session;
-my $hour = 3600 * 1_000_000;
+my $minute = 60 * 1_000_000;
 
 # Runs a function; NULL is ''.
 sub call
@@ -131,11 +131,11 @@ is(opened(7, 100, '03', $t) . opened(8, 100, '03', $t), '', 'others take the pla
 is(opened(9, 100, '03', $t), '4 accounts of budgets are in use (llm_gateway.max_budgets)', 'until all are of the running period');
 is(call($t, 'budget_reserve(ARRAY[6, 7], 5, true)') . call($t, 'budget_settle(5)'), '', 'two are charged');
 
-# What nobody has used for an hour goes, when it is booked.
-is(call($t, "budget_age(7, $hour)"), '', 'one is not used for an hour');
+# What nobody has used for a minute goes, when it is booked.
+is(call($t, "budget_age(7, $minute)"), '', 'one is not used for a minute');
 call($admin, 'budget_spool(2000, 1000)');
 is(call($s, 'budget_release()') . opened(7, 100, '03', $s) . call($s, 'budget_reserve(ARRAY[7], 1, true)') . call($s, 'budget_settle(1)'), '', 'after something that is not yet booked');
-is(call($s, "budget_age(7, $hour)"), '', 'again an hour');
+is(call($s, "budget_age(7, $minute)"), '', 'again a minute');
 is(opened(9, 100, '03', $t), '4 accounts of budgets are in use (llm_gateway.max_budgets)', 'what is not booked stays');
 call($admin, 'budget_spool(2000, 1999)');
 is(opened(9, 100, '03', $t), '4 accounts of budgets are in use (llm_gateway.max_budgets)', 'to the last byte');
@@ -145,11 +145,11 @@ is(opened(9, 100, '03', $t), '', 'what is booked goes');
 is(call($s, 'budget_look(7)'), '', 'its session finds it gone');
 is(call($s, 'budget_reserve(ARRAY[7], 1, true)'), '7: 0', 'and cannot reserve');
 is(call($s, 'budget_settle(1)') . call($t, 'budget_look(9)'), '0 0', 'nor charge whose place it is now');
-is(call($t, "budget_age(9, $hour)") . opened(7, 100, '03', $s), '', 'it opens it again');
+is(call($t, "budget_age(9, $minute)") . opened(7, 100, '03', $s), '', 'it opens it again');
 is(call($s, 'budget_look(7)'), '6 0', 'with what was booked');
 
 is(call($s, 'budget_reserve(ARRAY[7], 0, true)'), '', 'a call that costs nothing');
-is(call($s, "budget_age(7, $hour)"), '', 'takes more than an hour');
+is(call($s, "budget_age(7, $minute)"), '', 'takes more than a minute');
 is(opened(9, 100, '03', $t), '4 accounts of budgets are in use (llm_gateway.max_budgets)', 'its account stays, too');
 is(call($s, 'budget_release()'), '', 'to its end');
 
@@ -176,7 +176,7 @@ is(call($s, "budget_look(7)"), ($before{7} + $paid) . ' 0', 'what they paid is s
 # A database that is gone takes its accounts along.
 $gw->sql('CREATE DATABASE other');
 define('other');
-is(call($t, "budget_age(8, $hour)"), '', 'another place');
+is(call($t, "budget_age(8, $minute)"), '', 'another place');
 my $other = $gw->session('other');
 is(opened(6, 100, '03', $other), '', 'is for another database');
 is(call($other, 'budget_look(6)'), '0 0', 'where the same id is another budget');

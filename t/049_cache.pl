@@ -186,6 +186,13 @@ $gw->sql(q{UPDATE llm_models SET upstream_name = NULL WHERE name = 'gpt-4o'});
 call($s, 'key');
 is($n, 0, 'the former model: served again');
 
+$gw->sql(q{UPDATE llm_providers SET options = '{"extra": {"seed": 7}}' WHERE name = 'fake'});
+call($s, 'key');
+is($n, 1, 'the provider is to be asked for something else: made');
+$gw->sql(q{UPDATE llm_providers SET options = NULL WHERE name = 'fake'});
+call($s, 'key');
+is($n, 0, 'as it was: served again');
+
 # What is not whole, or not what was asked for, is not kept
 
 $fake->script('gpt-4o', { text => 'cut', finish => 'length', repeat => 2 });
@@ -434,6 +441,12 @@ $gw->sql(q{UPDATE llm_tiers SET notice = NULL WHERE name = 'standard'});
 is(outcome('new', task => 'lookup', cache => 'auto', min_tier => 'premium'), 'budget 0', 'but not for who wants premium');
 is(outcome('new', task => 'lookup', priority => 'high'), 'gpt-4o premium false 1', 'nor for who may have it');
 is(outcome('newer', task => 'lookup', cache => 'auto'), 'mid standard false 1', 'another one');
+$gw->drained;
+is(outcome('newer', task => 'lookup', cache => 'only', priority => 'high'), 'mid standard true 0', 'only: served to who could call a better one, but does not');
+$gw->sql(q{UPDATE llm_tiers SET notice = 'worse than usual' WHERE name = 'standard'});
+is(call($s, 'newer', task => 'lookup', cache => 'only', priority => 'high')->{notice}, 'worse than usual', 'with the notice of its tier');
+$gw->sql(q{UPDATE llm_tiers SET notice = NULL WHERE name = 'standard'});
+is(outcome('newer', task => 'lookup', cache => 'only', priority => 'high', min_tier => 'premium'), 'no_candidate 0', 'unless that is what is asked for');
 
 budget(q{limit_usd = 1});
 is(outcome('kept while rich', task => 'lookup', cache => 'auto'), 'budget 0', 'exhausted: rejected');

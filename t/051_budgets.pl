@@ -178,6 +178,13 @@ for my $case (
 	$gw->sql('DELETE FROM llm_budgets');
 }
 
+# tags that ask for nothing are there in every call
+$gw->sql(q{INSERT INTO llm_budgets (name, limit_usd, tags) VALUES ('any', 1, '{}'), ('all', 1, NULL)});
+is($admin->value(q{SELECT count(DISTINCT opening_usd) || ' ' || (min(opening_usd) > 0) FROM llm_budgets}), '1 true', 'no tag: what all calls have cost');
+$gw->sql(q{DELETE FROM llm_budgets WHERE name = 'all'});
+refused_ok(row($s, q{SELECT * FROM llm_complete_detail('hi', model => 'fake/pay', max_tokens => 1)}), 'no tag: a call without tags');
+$gw->sql('DELETE FROM llm_budgets');
+
 # a budget of a provider leaves the others, one of the tags none
 $gw->sql(q{INSERT INTO llm_budgets (name, limit_usd, provider) VALUES ('of fake', 0, 'fake')});
 $row = row($s, q{SELECT * FROM llm_complete_detail('hi', model => 'pay', max_tokens => 1)});

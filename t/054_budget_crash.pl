@@ -124,6 +124,9 @@ for my $times (1 .. 2)
 	is(scalar @{ $gw->requests(sub { isnt($gw->sql(sprintf $pay, 6), 'ok', 'the server comes up, and the worker is blocked: a call that might pass the limit is not answered') }) }, 0, 'nor sent');
 	cmp_ok(time - $began, '<', 20, 'in bounded time');
 }
+my $looked = time;
+is($gw->sql(q{SELECT spent_usd IS NULL AND notice IS NOT NULL FROM llm_budget_status WHERE budget = 'behind'}), 't', 'llm_budget_status says that it does not know');
+cmp_ok(time - $looked, '<', 15, 'in bounded time');
 is($gw->sql(q{SELECT llm_complete('hi', model => 'fake/pay', max_tokens => 1)}), 'word', 'a call without a budget is');
 $gw->sql(q{ROLLBACK PREPARED 'blocks the worker'});
 ok($gw->drained(60), 'the worker goes on');
@@ -139,9 +142,14 @@ $node->stop('immediate');
 $node->start;
 my $s = $gw->session;
 $s->start(q{SELECT coalesce(error_class, 'ok') FROM llm_complete_detail('hi', model => 'fake/pay', max_tokens => 60, timeout_ms => 60000, tags => '{"b": "behind"}')});
+my @look = map { $gw->session } 1 .. 2;
+$look[0]->start(q{SELECT spent_usd IS NOT NULL AND bool_and(notice IS NULL) OVER () FROM llm_budget_status WHERE budget = 'behind'});
+$look[1]->start(q{SELECT chosen FROM llm_route('hi', model => 'fake/pay', max_tokens => 10, tags => '{"b": "behind"}')});
 sleep 0.5;
 $gw->sql(q{ROLLBACK PREPARED 'blocks the worker'});
 my $r = $s->finish;
+is($look[0]->finish->{out}, 't', 'who looks at budgets waits a moment, too, and is told');
+is($look[1]->finish->{out}, 't', 'and llm_route as long as a call');
 like($r->{out}, qr/^(ok|budget)$/, "a call that comes too early waits or is refused ($r->{out}, $r->{seconds} s)");
 ok($gw->drained(60), 'the worker goes on');
 is($gw->admin->value(q{SELECT spent_usd::float8 FROM llm_budget_status WHERE budget = 'behind'}), $r->{out} eq 'ok' ? 87 : 27, 'the sum is right');

@@ -130,6 +130,7 @@ is($r, 'ok unavailable', 'no account is left: refused') or diag $r;
 $r = $s->run(q{SELECT llm_complete('hi', model => 'pay', max_tokens => 5, tags => '{"x": 40}')});
 error_ok($r, { sqlstate => 'LG012', message => qr/max_budgets/ }, 'which says why');
 is($s->value(q{SELECT llm_complete('hi', model => 'pay', max_tokens => 1)}), 'word', 'others go on');
+is($s->value(q{SELECT count(*) > 48 AND count(*) = count(spent_usd) AND sum(spent_usd) FILTER (WHERE budget = 'x 40') = 0 FROM llm_budget_status}), 't', 'what all have spent can be seen');
 $gw->sql(q{DELETE FROM llm_budgets WHERE name LIKE 'x %' OR name LIKE 'many %'});
 $gw->node->restart;
 delete $gw->{admin};
