@@ -258,7 +258,7 @@ for (1 .. 3)
 is(asked()->{p}, 1, 'and it is not tried again');
 $status = row($s, q{SELECT state, reason, next_probe_at - now() BETWEEN '280 s' AND '301 s' AS five_minutes FROM llm_provider_status WHERE provider = 'primary'});
 is_deeply($status, { state => 'open', reason => 'auth', five_minutes => 'true' }, 'parked for five minutes');
-error_ok($s->run(q{SELECT llm_complete('Hello', model => 'primary/big')}), { sqlstate => 'LG012' }, 'a pinned model is refused meanwhile');
+error_ok($s->run(q{SELECT llm_complete('Hello', model => 'primary/big')}), { sqlstate => 'LG012', message => qr/parked for \d+ s: the key is refused/, hint => qr/SELECT llm_breaker_reset\('primary'\);/ }, 'a pinned model is refused meanwhile');
 $fake->reset;
 $gw->sql(q{UPDATE llm_providers SET api_key = api_key WHERE name = 'primary'});
 is(row($s, q{SELECT * FROM llm_complete_detail('Hello')})->{provider}, 'primary', 'until its row is written');
