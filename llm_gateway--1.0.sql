@@ -127,7 +127,7 @@ IS 'endpoints that models are asked at; llm_add_provider fills in well-known one
 COMMENT ON COLUMN @extschema@.llm_providers.name
 IS 'any name without a slash';
 COMMENT ON COLUMN @extschema@.llm_providers.kind
-IS 'the wire format that the endpoint speaks: openai (also any compatible server), mock, ...';
+IS 'the wire format that the endpoint speaks: openai (also any compatible server), azure, anthropic, gemini, ollama, or mock (none: answers itself)';
 COMMENT ON COLUMN @extschema@.llm_providers.base_url
 IS 'as the provider''s own SDK takes it, such as https://api.openai.com/v1; NULL: the public endpoint of the kind';
 COMMENT ON COLUMN @extschema@.llm_providers.api_key
@@ -720,7 +720,7 @@ IS 'from the call to the first token of the answer, in milliseconds';
 COMMENT ON COLUMN @extschema@.llm_requests.queue_ms
 IS 'how much of that the call waited before it was sent, in milliseconds';
 COMMENT ON COLUMN @extschema@.llm_requests.budgets
-IS 'the budgets that the attempts were charged to, by id; NULL: none';
+IS 'the names of the budgets that the attempts were charged to, in the order of their ids; NULL: none';
 COMMENT ON COLUMN @extschema@.llm_requests.tags
 IS 'the tags of the call, with those of llm_gateway.tags';
 COMMENT ON COLUMN @extschema@.llm_requests.prompt_hash
