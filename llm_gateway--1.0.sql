@@ -1187,17 +1187,18 @@ FROM (SELECT r.created_at, r.request_id, a.provider AS from_provider, a.error_cl
       FROM @extschema@.llm_requests r
       JOIN @extschema@.llm_attempts a ON a.request_id OPERATOR(pg_catalog.=) r.request_id
       WHERE a.error_class OPERATOR(pg_catalog.<>) ALL ('{cancelled,unknown}')
+        AND r.operation OPERATOR(pg_catalog.<>) 'probe'
         AND (r.status OPERATOR(pg_catalog.<>) 'ok' OR r.provider OPERATOR(pg_catalog.<>) a.provider)
       UNION ALL
       SELECT r.created_at, r.request_id, r.passed_over, r.passed_over_class,
              CASE WHEN r.status OPERATOR(pg_catalog.=) 'ok' THEN r.provider END
       FROM @extschema@.llm_requests r
-      WHERE r.passed_over IS NOT NULL) f
+      WHERE r.passed_over IS NOT NULL AND r.operation OPERATOR(pg_catalog.<>) 'probe') f
 GROUP BY 1, 2, 3, 4
 ORDER BY 1 DESC, 5 DESC, 2, 3, 4;
 REVOKE ALL ON TABLE @extschema@.llm_fallback_report FROM PUBLIC;
 COMMENT ON VIEW @extschema@.llm_fallback_report
-IS 'which provider failed or was passed over, why, and which one answered in its place';
+IS 'which provider failed or was passed over, why, and which one answered in its place; without probes';
 COMMENT ON COLUMN @extschema@.llm_fallback_report.day
 IS 'the UTC day of the requests';
 COMMENT ON COLUMN @extschema@.llm_fallback_report.from_provider
