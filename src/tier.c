@@ -138,14 +138,23 @@ look_at(LlmConfig *config, const LlmTierQuery *query, LlmTierBudget *b)
 static char *
 describe_exhausted(const LlmTierView *view, const LlmTierBudget *b)
 {
+	const LlmThresholds *thresholds = &view->priority->thresholds;
+	const char *beyond;
+
 	if (b->unknown != NULL)
 		return psprintf("what budget \"%s\" has spent is not known: %s", b->budget->name,
 						b->unknown);
+	if (llmgw_budget_room(&b->account, b->budget->limit, b->budget->reserve_fraction,
+						  thresholds->may_use_reserve) > 0)
+		beyond = psprintf(", of which it gets what is above %g %%",
+						  thresholds->economy_above * 100.0 / LLMGW_WHOLE);
+	else
+		beyond = in_reserve(b->budget, &b->account, thresholds->may_use_reserve);
 	return psprintf("budget \"%s\" is exhausted for priority \"%s\": it has %s of %s left (%s)%s%s%s, until %s",
 					b->budget->name, view->priority->name,
 					llmgw_tier_dollars(llmgw_budget_remaining(&b->account, b->budget->limit)),
 					llmgw_tier_dollars(b->budget->limit), percent(b->budget, &b->account),
-					in_reserve(b->budget, &b->account, view->priority->thresholds.may_use_reserve),
+					beyond,
 					b->account.reserved > 0 ? ", with calls under way for " : "",
 					b->account.reserved > 0 ? llmgw_tier_dollars(b->account.reserved) : "",
 					DatumGetCString(DirectFunctionCall1(timestamptz_out,

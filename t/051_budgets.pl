@@ -120,6 +120,12 @@ is(status('small'), '20 0 0', 'which may spend the last of it');
 refused_ok($row = pay($s, 'small', 1, q(priority => 'critical')), 'and no more');
 unlike($row->{error_message}, qr/in reserve/, 'nothing is kept from them');
 
+# a priority that stops before the reserve
+$gw->add_budget('tenth', 20);
+pay($s, 'tenth', 18);
+refused_ok($row = pay($s, 'tenth', 1, q(priority => 'low')), 'low stops when a tenth is left');
+like($row->{error_message}, qr/it has \$2 of \$20 left \(10 %\), of which it gets what is above 10 %, until/, 'which the error says, too');
+
 # whatever the function
 for my $case (
 	[ 'llm_stream',        q{SELECT llm_stream(%s)} ],
