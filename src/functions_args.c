@@ -374,8 +374,9 @@ llmgw_args_concurrency(FunctionCallInfo fcinfo, int arg)
 	if (n > llmgw_max_batch_concurrency)
 	{
 		ereport(NOTICE,
-				(errmsg("max_concurrency of %d is capped at %d", n,
-						llmgw_max_batch_concurrency),
+				(errmsg("%s of %d is capped at %d",
+						PG_ARGISNULL(arg) ? "llm_gateway.batch_concurrency" : "max_concurrency",
+						n, llmgw_max_batch_concurrency),
 				 errhint("A superuser can raise llm_gateway.max_batch_concurrency.")));
 		n = llmgw_max_batch_concurrency;
 	}
