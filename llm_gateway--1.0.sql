@@ -127,7 +127,7 @@ IS 'endpoints that models are asked at; llm_add_provider fills in well-known one
 COMMENT ON COLUMN @extschema@.llm_providers.name
 IS 'any name without a slash';
 COMMENT ON COLUMN @extschema@.llm_providers.kind
-IS 'the wire format that the endpoint speaks: openai (also any compatible server), mock, ...';
+IS 'the wire format that the endpoint speaks: openai (also any compatible server), azure, anthropic, gemini, ollama, or mock (none: answers itself)';
 COMMENT ON COLUMN @extschema@.llm_providers.base_url
 IS 'as the provider''s own SDK takes it, such as https://api.openai.com/v1; NULL: the public endpoint of the kind';
 COMMENT ON COLUMN @extschema@.llm_providers.api_key
@@ -720,7 +720,7 @@ IS 'from the call to the first token of the answer, in milliseconds';
 COMMENT ON COLUMN @extschema@.llm_requests.queue_ms
 IS 'how much of that the call waited before it was sent, in milliseconds';
 COMMENT ON COLUMN @extschema@.llm_requests.budgets
-IS 'the names of the budgets that the attempts were charged to, those of lower id first; NULL: none';
+IS 'the names of the budgets that the attempts were charged to, in the order of their ids; NULL: none';
 COMMENT ON COLUMN @extschema@.llm_requests.tags
 IS 'the tags of the call, with those of llm_gateway.tags';
 COMMENT ON COLUMN @extschema@.llm_requests.prompt_hash
@@ -1187,17 +1187,18 @@ FROM (SELECT r.created_at, r.request_id, a.provider AS from_provider, a.error_cl
       FROM @extschema@.llm_requests r
       JOIN @extschema@.llm_attempts a ON a.request_id OPERATOR(pg_catalog.=) r.request_id
       WHERE a.error_class OPERATOR(pg_catalog.<>) ALL ('{cancelled,unknown}')
+        AND r.operation OPERATOR(pg_catalog.<>) 'probe'
         AND (r.status OPERATOR(pg_catalog.<>) 'ok' OR r.provider OPERATOR(pg_catalog.<>) a.provider)
       UNION ALL
       SELECT r.created_at, r.request_id, r.passed_over, r.passed_over_class,
              CASE WHEN r.status OPERATOR(pg_catalog.=) 'ok' THEN r.provider END
       FROM @extschema@.llm_requests r
-      WHERE r.passed_over IS NOT NULL) f
+      WHERE r.passed_over IS NOT NULL AND r.operation OPERATOR(pg_catalog.<>) 'probe') f
 GROUP BY 1, 2, 3, 4
 ORDER BY 1 DESC, 5 DESC, 2, 3, 4;
 REVOKE ALL ON TABLE @extschema@.llm_fallback_report FROM PUBLIC;
 COMMENT ON VIEW @extschema@.llm_fallback_report
-IS 'which provider failed or was passed over, why, and which one answered in its place';
+IS 'which provider failed or was passed over, why, and which one answered in its place; without probes';
 COMMENT ON COLUMN @extschema@.llm_fallback_report.day
 IS 'the UTC day of the requests';
 COMMENT ON COLUMN @extschema@.llm_fallback_report.from_provider

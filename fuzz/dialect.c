@@ -35,7 +35,7 @@
 PG_MODULE_MAGIC;
 
 #define API_KEY			"sk-secret-0123456789"
-#define MAX_MESSAGE		(LLMGW_MAX_MESSAGE + 200)
+#define MAX_MESSAGE		(LLMGW_MAX_SHOWN + 200)
 #define MAX_REASON		60
 #define MAX_ARGS		64
 

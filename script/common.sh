@@ -13,6 +13,14 @@ build_packages=(gcc make libc6-dev libcurl4-openssl-dev rsync)
 test_packages=(perl libipc-run-perl python3 openssl nghttp2-proxy libfaketime)
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# each script's first comment is its help
+case ${1:-} in
+    -h | --help)
+        sed -n '2,/^set/{s/^# \{0,1\}//p}' "$checkout/script/${0##*/}"
+        exit
+        ;;
+esac
 cd /    # the cluster's user may be unable to read the checkout
 
 export LC_ALL=C.UTF-8    # clusters in UTF-8, messages in English

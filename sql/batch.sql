@@ -26,6 +26,9 @@ FROM llm_complete_batch(ARRAY(SELECT g::text FROM generate_series(1, 2000) g), m
 -- one call of the batch is not another's: errors stay in their rows
 SELECT llm_complete_batch(ARRAY['a'], max_concurrency => 0);
 SELECT idx, response FROM llm_complete_batch(ARRAY['a'], max_concurrency => 5000);
+SET llm_gateway.batch_concurrency = 2000;
+SELECT idx, response FROM llm_complete_batch(ARRAY['a']);
+RESET llm_gateway.batch_concurrency;
 SELECT response FROM llm_complete_batch(ARRAY['a'], model => 'nope');
 
 -- an argument of a call may itself make calls

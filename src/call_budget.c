@@ -198,7 +198,7 @@ affordable_output(const LlmCandidate *c, LlmCharge *charges, int n, int64 input,
 
 /* A budget has no room: why, palloc'd. */
 static char *
-describe_shortage(LlmCall *call, LlmBudget *budget, LlmNano amount)
+describe_shortage(LlmCall *call, LlmBudget *budget, LlmNano amount, bool use_reserve)
 {
 	LlmAccount	account;
 
@@ -207,7 +207,7 @@ describe_shortage(LlmCall *call, LlmBudget *budget, LlmNano amount)
 	if (!llmgw_budget_look(budget, &account))
 		return psprintf("what budget \"%s\" has spent is not known", budget->name);
 	return psprintf("it may cost %s, and %s", llmgw_tier_dollars(amount),
-					llmgw_tier_describe(budget, &account));
+					llmgw_tier_describe(budget, &account, use_reserve));
 }
 
 /* The notes name what an attempt is charged to. */
@@ -292,7 +292,8 @@ find_amounts(LlmCall *call, const LlmCandidate *c, Plan *plan, const LlmBudget *
 		if (plan->output < 0)
 			return describe_shortage(call, poor,
 									 llmgw_cost_bound(c->model, plan->input,
-													  Min(most, LEAST_OUTPUT)));
+													  Min(most, LEAST_OUTPUT)),
+									 plan->charges[0].use_reserve);
 		plan->bound = llmgw_cost_bound(c->model, plan->input, plan->output);
 		plan->lowered = plan->output < most;
 		expected.output = Min(expected.output, plan->output);
@@ -344,7 +345,8 @@ llmgw_call_reserve(LlmCall *call, const LlmCandidate *c, const LlmBudget **by)
 		/* of a strict one there may be enough for a shorter answer */
 		if (!plan.charges[short_of].budget->strict || try >= MAX_TRIES)
 			return describe_shortage(call, plan.charges[short_of].budget,
-									 plan.charges[short_of].amount);
+									 plan.charges[short_of].amount,
+									 plan.charges[short_of].use_reserve);
 	}
 	if (plan.strict)
 	{
@@ -399,7 +401,8 @@ llmgw_call_shortage(LlmCall *call, const LlmCandidate *c)
 			charge->amount > llmgw_budget_room(&account, charge->budget->limit,
 											   charge->budget->reserve_fraction,
 											   charge->use_reserve))
-			problem = describe_shortage(call, charge->budget, charge->amount);
+			problem = describe_shortage(call, charge->budget, charge->amount,
+										charge->use_reserve);
 	}
 	return problem;
 }

@@ -8,6 +8,7 @@
  */
 #include "postgres.h"
 
+#include "utils/builtins.h"
 #include "utils/memutils.h"
 
 #include "call.h"
@@ -366,6 +367,9 @@ llmgw_call_hint(const LlmCall *call)
 			return denied->hint;
 		return "Wait until the budget begins anew, raise it (llm_budgets.limit_usd), ask for a shorter answer (max_tokens), or use a priority that may use its reserve.";
 	}
+	if (call->error == LLMGW_UNAVAILABLE && call->hint == NULL && call->nattempts > 0)
+		return psprintf("Try again later, add another provider of the model, or put right what DETAIL says and SELECT llm_breaker_reset(%s);",
+						quote_literal_cstr(call->attempts[call->nattempts - 1].model->provider->name));
 	if (call->error == LLMGW_BUDGET && call->route.below_tier)
 		return "Give a lower min_tier, or add a better model to the rules.";
 	if (call->error == LLMGW_NO_CANDIDATE)

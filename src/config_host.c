@@ -128,7 +128,8 @@ llmgw_url_refused(const LlmUrl *url, char **hint)
 	if (!any && (!plain || is_loopback(url->host)))
 		return NULL;
 
-	*hint = psprintf("A superuser can allow it: ALTER SYSTEM SET llm_gateway.allowed_hosts = '%s%s%s%s%s%s:%d'; SELECT pg_reload_conf();",
+	*hint = psprintf("A superuser can allow it%s: ALTER SYSTEM SET llm_gateway.allowed_hosts = '%s%s%s%s%s%s:%d'; SELECT pg_reload_conf();",
+					 any ? "" : ", in a list that then has to name every host in use",
 					 any ? llmgw_allowed_hosts : "", any ? ", " : "",
 					 plain ? "http://" : "", v6 ? "[" : "", url->host, v6 ? "]" : "",
 					 url->port);

@@ -391,6 +391,16 @@ is_reserved_header(const char *name)
 	return pg_strncasecmp(name, "proxy-", 6) == 0;
 }
 
+/* Whether that is why a header is reserved. */
+static bool
+carries_key(const char *name)
+{
+	size_t		len = strlen(name);
+
+	return pg_strcasecmp(name, "authorization") == 0 ||
+		(len > 4 && pg_strcasecmp(name + len - 4, "-key") == 0);
+}
+
 static const char *
 headers_problem(const JsonbValue *value)
 {
@@ -408,7 +418,8 @@ headers_problem(const JsonbValue *value)
 		if (!is_header_name(name))
 			return psprintf("has a header with an invalid name");
 		if (is_reserved_header(name))
-			return psprintf("may not set \"%s\"", name);
+			return psprintf("may not set \"%s\"%s", name, carries_key(name) ?
+							": keys are what llm_providers.api_key refers to" : "");
 		if (v.type != jbvString)
 			return psprintf("must have a string for \"%s\"", name);
 		for (int i = 0; i < v.val.string.len; i++)

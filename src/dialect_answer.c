@@ -176,7 +176,7 @@ llmgw_answer_http_error(const LlmAnswer *answer, int http_status,
 		e->words.message != NULL)
 		return psprintf("HTTP %d: %s", http_status,
 						llmgw_answer_clean(answer, e->words.message,
-										   LLMGW_MAX_MESSAGE));
+										   LLMGW_MAX_SHOWN));
 	if (start == end)
 		return psprintf("HTTP %d (empty body)", http_status);
 	if (*start == '<')
@@ -194,7 +194,7 @@ llmgw_answer_fail_inside(LlmAnswer *answer, const LlmErrorBody *e)
 
 	if (msg == NULL)
 		msg = e->words.code ? e->words.code : "without a message";
-	msg = llmgw_answer_clean(answer, msg, LLMGW_MAX_MESSAGE);
+	msg = llmgw_answer_clean(answer, msg, LLMGW_MAX_SHOWN);
 	llmgw_answer_fail(answer, llmgw_error_classify(e->status, &e->words),
 					  e->status ? psprintf("error %d in the answer: %s", e->status, msg) :
 					  psprintf("error in the answer: %s", msg));

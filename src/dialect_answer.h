@@ -10,7 +10,7 @@
 
 #include "dialect.h"
 
-#define LLMGW_MAX_MESSAGE		500 /* bytes of a provider's text that we show */
+#define LLMGW_MAX_SHOWN		500 /* bytes of a provider's text that we show */
 #define LLMGW_MAX_TOOL_CALLS	128 /* OpenAI's own limit of tools */
 
 /* What was found in an error body; its text is not cleaned yet. */

@@ -279,7 +279,7 @@ read_stop_reason(JsonbContainer *message, LlmAnswer *answer)
 	{
 		why = llmgw_json_get_text(message, "stop_details", "explanation", NULL);
 		llmgw_answer_fail(answer, LLMGW_CONTENT_POLICY, why && *why ?
-						  llmgw_answer_clean(answer, why, LLMGW_MAX_MESSAGE) :
+						  llmgw_answer_clean(answer, why, LLMGW_MAX_SHOWN) :
 						  "the model refused to answer");
 	}
 	else if (strcmp(reason, "pause_turn") == 0)

@@ -390,7 +390,7 @@ end_candidate(JsonbContainer *candidate, const char *reason, LlmAnswer *answer)
 	message = llmgw_json_get_text(candidate, "finishMessage", NULL);
 	if (message != NULL && *message != '\0')
 		message = psprintf("finishReason %s: %s", reason,
-						   llmgw_answer_clean(answer, message, LLMGW_MAX_MESSAGE));
+						   llmgw_answer_clean(answer, message, LLMGW_MAX_SHOWN));
 	else if (error == LLMGW_CONTENT_POLICY)
 		message = psprintf("the provider stopped the answer for its content (finishReason %s)",
 						   reason);

@@ -278,7 +278,7 @@ end_choice(LlmAnswer *answer)
 	answer->complete = true;
 	if (answer->refusal != NULL)
 		llmgw_answer_fail(answer, LLMGW_CONTENT_POLICY,
-						  llmgw_answer_clean(answer, answer->refusal, LLMGW_MAX_MESSAGE));
+						  llmgw_answer_clean(answer, answer->refusal, LLMGW_MAX_SHOWN));
 	else if (answer->finish_reason != NULL)
 	{
 		for (int i = 0; i < lengthof(failed_ends); i++)

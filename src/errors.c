@@ -35,7 +35,7 @@ static const ErrorClassInfo classes[LLMGW_NCLASSES] = {
 	[LLMGW_AUTH] = {"auth", ERRCODE_LLM_AUTH,
 	"Check the key that llm_providers.api_key refers to, that the server can read it, and what the provider permits it."},
 	[LLMGW_TIMEOUT] = {"timeout", ERRCODE_LLM_TIMEOUT,
-	"Raise timeout_ms or llm_gateway.default_timeout, or the time-outs in llm_providers or llm_models."},
+	"Raise timeout_ms or llm_gateway.default_timeout, or the time-outs in llm_providers or llm_models; where no connection came about, check llm_providers.base_url."},
 	[LLMGW_NETWORK] = {"network", ERRCODE_LLM_ALL_FAILED,
 	"Check llm_providers.base_url, and that this server can reach it; llm_gateway.proxy and llm_gateway.ca_file may be needed."},
 	[LLMGW_SERVER_ERROR] = {"server_error", ERRCODE_LLM_ALL_FAILED,

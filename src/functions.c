@@ -181,12 +181,20 @@ char *
 llmgw_error_line(const LlmCall *call)
 {
 	char	   *reasons = call->error == LLMGW_NO_CANDIDATE ? llmgw_call_detail(call) : NULL;
+	StringInfoData line;
 
 	if (reasons == NULL)
 		return unconstify(char *, call->message);
-	for (char *c = reasons; *c; c++)
-		*c = *c == '\n' ? ';' : *c;
-	return psprintf("%s: %s", call->message, reasons);
+	initStringInfo(&line);
+	appendStringInfo(&line, "%s: ", call->message);
+	for (const char *c = reasons; *c; c++)
+	{
+		if (*c == '\n')
+			appendStringInfoString(&line, "; ");
+		else
+			appendStringInfoChar(&line, *c);
+	}
+	return line.data;
 }
 
 void

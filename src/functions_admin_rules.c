@@ -115,7 +115,7 @@ notice_without_rules(LlmAdding *adding)
 		ereport(NOTICE,
 				(errmsg("no rule was added for provider \"%s\", because llm_routing_rules has rows",
 						adding->name),
-				 errhint("Calls that name no model do not come to it before: INSERT INTO llm_routing_rules(model, rank) VALUES (%s, 100);",
+				 errhint("A rule lets calls that name no model come to it: INSERT INTO llm_routing_rules(model, rank) VALUES (%s, 100);",
 						 quote_literal_cstr(best))));
 }
 

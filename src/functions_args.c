@@ -12,7 +12,10 @@
 
 #include <math.h>
 
+#include "access/htup_details.h"
 #include "access/xlog.h"
+#include "catalog/pg_proc.h"
+#include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/backend_status.h"
@@ -21,6 +24,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 
 #include "functions.h"
 #include "json_schema.h"
@@ -62,7 +66,9 @@ read_priority(FunctionCallInfo fcinfo, const LlmConfig *config, Oid role)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("priority \"%s\" does not exist", name),
+				 names.len == 0 ? errdetail("llm_priorities has no rows.") :
 				 errdetail("Priorities are: %s.", names.data),
+				 names.len == 0 ? 0 :
 				 PG_ARGISNULL(LLMGW_ARG_PRIORITY) ?
 				 errhint("Set llm_gateway.default_priority to one of them.") :
 				 errhint("The second argument is the priority. To name a model, write model => %s.",
@@ -143,6 +149,31 @@ read_word(FunctionCallInfo fcinfo, int arg, const char *what, int dflt,
 	return value;
 }
 
+/* Whether the function that is called has an argument of that name. */
+static bool
+has_argument(FunctionCallInfo fcinfo, const char *name)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(fcinfo->flinfo->fn_oid));
+	Datum		argnames;
+	Datum		argmodes;
+	bool		no_names;
+	bool		no_modes;
+	char	  **names;
+	int			n = 0;
+	bool		found = false;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	argnames = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_proargnames, &no_names);
+	argmodes = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_proargmodes, &no_modes);
+	if (!no_names)
+		n = get_func_input_arg_names(argnames, no_modes ? (Datum) 0 : argmodes, &names);
+	for (int i = 0; i < n && !found; i++)
+		found = names[i] != NULL && strcmp(names[i], name) == 0;
+	ReleaseSysCache(tuple);
+	return found;
+}
+
 static Jsonb *
 read_params(FunctionCallInfo fcinfo)
 {
@@ -175,6 +206,8 @@ read_params(FunctionCallInfo fcinfo)
 						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						 errmsg("unknown key \"%s\" in params", key),
 						 errdetail("Known keys are: %s.", llmgw_param_names()),
+						 has_argument(fcinfo, key) ?
+						 errhint("It is an argument of its own: %s => ...", key) :
 						 errhint("What only one provider understands goes into extra: params => '{\"extra\": {\"%s\": ...}}'.",
 								 key)));
 			if (problem != NULL)
@@ -341,8 +374,9 @@ llmgw_args_concurrency(FunctionCallInfo fcinfo, int arg)
 	if (n > llmgw_max_batch_concurrency)
 	{
 		ereport(NOTICE,
-				(errmsg("max_concurrency of %d is capped at %d", n,
-						llmgw_max_batch_concurrency),
+				(errmsg("%s of %d is capped at %d",
+						PG_ARGISNULL(arg) ? "llm_gateway.batch_concurrency" : "max_concurrency",
+						n, llmgw_max_batch_concurrency),
 				 errhint("A superuser can raise llm_gateway.max_batch_concurrency.")));
 		n = llmgw_max_batch_concurrency;
 	}

@@ -98,7 +98,10 @@ llmgw_sql_estimate_cost(PG_FUNCTION_ARGS)
  * llm_import_prices
  */
 
-/* One warning for all entries that are malformed, wherever they belong. */
+/*
+ * One warning for all entries that are malformed, wherever they belong; but for
+ * the one that describes the format.
+ */
 static void
 warn_of_malformed(Jsonb *list)
 {
@@ -118,7 +121,8 @@ warn_of_malformed(Jsonb *list)
 		LlmPriceEntry entry;
 		const char *problem = llmgw_price_entry_read(&value, &entry);
 
-		if (problem != NULL && malformed++ < MAX_NAMED)
+		if (problem != NULL && strcmp(name, "sample_spec") != 0 &&
+			malformed++ < MAX_NAMED)
 			appendStringInfo(&named, "%s\"%s\": %s.", malformed > 1 ? "\n" : "",
 							 llmgw_clean_text(name, 100), problem);
 		MemoryContextSwitchTo(old);

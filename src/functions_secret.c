@@ -129,6 +129,8 @@ llmgw_sql_set_secret(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("%s of a secret must not be null", name == NULL ? "name" : "value"),
+				 name == NULL ?
+				 errhint("The name comes first, then the key: llm_set_secret('openai', '...').") :
 				 errhint("llm_drop_secret(name) deletes a secret.")));
 	check_secret_name(name);
 	problem = llmgw_secret_problem(value);

@@ -71,7 +71,10 @@ lacks_capability(int can, const LlmRouteQuery *query, const char **hint)
 	if (query->needs_schema && !query->may_advise && !(can & LLMGW_CAN_JSON_SCHEMA))
 		return LACKS("json_schema");
 	if (query->needs_embedding && !(can & LLMGW_CAN_EMBEDDING))
-		return LACKS("embedding");
+	{
+		*hint = "Name a model with \"embedding\" in llm_models.capabilities, in the call or in a rule: INSERT INTO llm_routing_rules(task, model) VALUES ('embedding', '...');";
+		return "lacks embedding";
+	}
 	return NULL;
 }
 

@@ -51,13 +51,29 @@ percent(const LlmBudget *budget, const LlmAccount *account)
 		psprintf(INT64_FORMAT "." INT64_FORMAT " %%", tenths / 10, tenths % 10);
 }
 
+/* How much of what is left is out of a call's reach. */
+static char *
+in_reserve(const LlmBudget *budget, const LlmAccount *account, bool use_reserve)
+{
+	LlmNano		left = Max(llmgw_budget_remaining(account, budget->limit), 0);
+	LlmNano		room = llmgw_budget_room(account, budget->limit, budget->reserve_fraction,
+										 use_reserve);
+
+	if (room >= left)
+		return "";
+	if (room == 0)
+		return ", all of it in reserve";
+	return psprintf(", %s of it in reserve", llmgw_tier_dollars(left - room));
+}
+
 char *
-llmgw_tier_describe(const LlmBudget *budget, const LlmAccount *account)
+llmgw_tier_describe(const LlmBudget *budget, const LlmAccount *account, bool use_reserve)
 {
 	LlmNano		left = llmgw_budget_remaining(account, budget->limit);
 
-	return psprintf("budget \"%s\" has %s of %s left (%s)%s%s, until %s", budget->name,
+	return psprintf("budget \"%s\" has %s of %s left (%s)%s%s%s, until %s", budget->name,
 					llmgw_tier_dollars(left), llmgw_tier_dollars(budget->limit), percent(budget, account),
+					in_reserve(budget, account, use_reserve),
 					account->reserved > 0 ? ", with calls under way for " : "",
 					account->reserved > 0 ? llmgw_tier_dollars(account->reserved) : "",
 					DatumGetCString(DirectFunctionCall1(timestamptz_out,
@@ -122,13 +138,23 @@ look_at(LlmConfig *config, const LlmTierQuery *query, LlmTierBudget *b)
 static char *
 describe_exhausted(const LlmTierView *view, const LlmTierBudget *b)
 {
+	const LlmThresholds *thresholds = &view->priority->thresholds;
+	const char *beyond;
+
 	if (b->unknown != NULL)
 		return psprintf("what budget \"%s\" has spent is not known: %s", b->budget->name,
 						b->unknown);
-	return psprintf("budget \"%s\" is exhausted for priority \"%s\": it has %s of %s left (%s)%s%s, until %s",
+	if (llmgw_budget_room(&b->account, b->budget->limit, b->budget->reserve_fraction,
+						  thresholds->may_use_reserve) > 0)
+		beyond = psprintf(", of which it gets what is above %g %%",
+						  thresholds->economy_above * 100.0 / LLMGW_WHOLE);
+	else
+		beyond = in_reserve(b->budget, &b->account, thresholds->may_use_reserve);
+	return psprintf("budget \"%s\" is exhausted for priority \"%s\": it has %s of %s left (%s)%s%s%s, until %s",
 					b->budget->name, view->priority->name,
 					llmgw_tier_dollars(llmgw_budget_remaining(&b->account, b->budget->limit)),
 					llmgw_tier_dollars(b->budget->limit), percent(b->budget, &b->account),
+					beyond,
 					b->account.reserved > 0 ? ", with calls under way for " : "",
 					b->account.reserved > 0 ? llmgw_tier_dollars(b->account.reserved) : "",
 					DatumGetCString(DirectFunctionCall1(timestamptz_out,

@@ -82,8 +82,9 @@ extern const char *llmgw_tier_refuses(const LlmTierView *view,
 extern int	llmgw_tier_charged(const LlmTierView *view, const LlmModel *model,
 							   LlmBudget **budgets);
 
-/* in words: 'budget "team-a" has $0.42 of $10 left (4.2 %), until 2027-01-01 00:00:00+00' */
-extern char *llmgw_tier_describe(const LlmBudget *budget, const LlmAccount *account);
+/* in words: 'budget "team-a" has $0.62 of $10 left (6.2 %), $0.5 of it in reserve, until 2027-01-01 00:00:00+00' */
+extern char *llmgw_tier_describe(const LlmBudget *budget, const LlmAccount *account,
+								 bool use_reserve);
 
 /* '$1.5', palloc'd */
 extern char *llmgw_tier_dollars(LlmNano nano);

@@ -113,7 +113,7 @@ SKIP:
 	$gw->add_provider('full', "http://127.0.0.1:$full->{port}/v1", { connect_timeout => "'300 ms'" });
 	$gw->add_models('full', 'm-full');
 	ends_within(q{SELECT llm_complete('hi', model => 'm-full')}, 0.29, 5, 'connect_timeout');
-	error_ok($r, { sqlstate => 'LG003', message => qr/no connection within 300 ms \(connect_timeout\)/ }, 'connect_timeout');
+	error_ok($r, { sqlstate => 'LG003', hint => qr{check llm_providers.base_url}, message => qr/no connection within 300 ms \(connect_timeout\)/ }, 'connect_timeout');
 	ends_within(q{SELECT llm_complete('hi', model => 'm-full', timeout_ms => 150)}, 0.14, 5, 'timeout_ms while connecting');
 	error_ok($r, { sqlstate => 'LG003', message => qr/\(timeout_ms\)/ }, 'timeout_ms while connecting');
 }

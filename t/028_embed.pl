@@ -373,7 +373,7 @@ is($r->{out} . $requests->[0]{body}{model}, '16embedder', 'what makes no embeddi
 is(recorded()->{fallback}, 'false', 'which is no fallback');
 rules('openai/chat-only', 'anthropic/claude');
 error_ok($s->run(q{SELECT llm_embed('x')}),
-	{ sqlstate => 'LG005', detail => qr{openai/chat-only: not tried: lacks embedding\nanthropic/claude: not tried: kind "anthropic" makes no embeddings}, hint => qr/capabilities/ },
+	{ sqlstate => 'LG005', detail => qr{openai/chat-only: not tried: lacks embedding\nanthropic/claude: not tried: kind "anthropic" makes no embeddings}, hint => qr/capabilities.*INSERT INTO llm_routing_rules\(task, model\)/ },
 	'no model that does');
 is($s->value(q{SELECT DISTINCT error_class FROM llm_embed_batch('{x,y}')}), 'no_candidate', 'in a batch');
 error_ok($s->run(q{SELECT llm_complete('x', model => 'openai/embedder')}), { sqlstate => 'LG005', detail => qr/makes embeddings, not completions/ }, 'and the other way round');

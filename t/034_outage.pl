@@ -218,6 +218,12 @@ my @events = map { "$_->{from_state}-$_->{to_state}" }
 like("@events", qr/closed-open( open-half_open half_open-open)* open-half_open half_open-closed$/, 'outage: the events tell the story');
 cmp_ok($s->value(q{SELECT sum(requests) FROM llm_fallback_report WHERE from_provider = 'primary' AND to_provider = 'backup'}),
 	'>', 0, 'the report says who stood in for whom');
+cmp_ok($s->value(q{SELECT count(*) FROM llm_requests WHERE operation = 'probe' AND status = 'error' AND provider = 'primary' AND error_class = 'overloaded'}),
+	'>', 0, 'probes failed, too');
+is($s->value(q{SELECT coalesce(sum(requests), 0) FROM llm_fallback_report WHERE from_provider = 'primary' AND error_class = 'overloaded' AND to_provider IS NULL}),
+	$s->value(q{SELECT count(DISTINCT request_id) FROM llm_requests JOIN llm_attempts a USING (request_id)
+		WHERE operation <> 'probe' AND status <> 'ok' AND a.provider = 'primary' AND a.error_class = 'overloaded'}),
+	'which are nobody\'s requests to the report');
 $gw->sql(q{UPDATE llm_providers SET breaker_cooldown = '30 s' WHERE name = 'primary'});
 
 # All providers down: one error that lists each
@@ -258,7 +264,7 @@ for (1 .. 3)
 is(asked()->{p}, 1, 'and it is not tried again');
 $status = row($s, q{SELECT state, reason, next_probe_at - now() BETWEEN '280 s' AND '301 s' AS five_minutes FROM llm_provider_status WHERE provider = 'primary'});
 is_deeply($status, { state => 'open', reason => 'auth', five_minutes => 'true' }, 'parked for five minutes');
-error_ok($s->run(q{SELECT llm_complete('Hello', model => 'primary/big')}), { sqlstate => 'LG012' }, 'a pinned model is refused meanwhile');
+error_ok($s->run(q{SELECT llm_complete('Hello', model => 'primary/big')}), { sqlstate => 'LG012', message => qr/parked for \d+ s: the key is refused/, hint => qr/SELECT llm_breaker_reset\('primary'\);/ }, 'a pinned model is refused meanwhile');
 $fake->reset;
 $gw->sql(q{UPDATE llm_providers SET api_key = api_key WHERE name = 'primary'});
 is(row($s, q{SELECT * FROM llm_complete_detail('Hello')})->{provider}, 'primary', 'until its row is written');

@@ -96,7 +96,7 @@ is($admin->value(q{SELECT concat_ws(' ', spent_usd::float8, coalesce(remaining_u
 $gw->add_budget('small', 20);
 pay($s, 'small', 15);
 is(scalar @{ $gw->requests(sub { refused_ok($row = pay($s, 'small', 10), 'a call that may cost more than there is left') }) }, 0, 'is not sent');
-like($row->{error_message}, qr/small/, 'and told which budget');
+like($row->{error_message}, qr/it may cost \$10, and budget "small" has \$5 of \$20 left \(25 %\), \$1 of it in reserve, until/, 'and told why');
 is($row->{response}, undef, 'no answer');
 is($admin->value("SELECT concat_ws(' ', status, error_class, attempts, coalesce(cost_usd, 0)::float8) FROM llm_requests WHERE request_id = $row->{request_id}"),
 	'rejected budget 0 0', 'the ledger tells');
@@ -113,10 +113,18 @@ $s->run('RESET llm_gateway.on_error');
 is(status('small'), '15 0 5', 'nothing stays reserved');
 answered_ok(pay($s, 'small', 4), 'one that fits');
 is(status('small'), '19 0 1', 'is charged');
-refused_ok(pay($s, 'small', 1), 'what is kept in reserve is not for everybody');
+refused_ok($row = pay($s, 'small', 1), 'what is kept in reserve is not for everybody');
+like($row->{error_message}, qr/it has \$1 of \$20 left \(5 %\), all of it in reserve, until/, 'which the error says');
 answered_ok(pay($s, 'small', 1, q(priority => 'critical')), 'but for critical calls');
 is(status('small'), '20 0 0', 'which may spend the last of it');
-refused_ok(pay($s, 'small', 1, q(priority => 'critical')), 'and no more');
+refused_ok($row = pay($s, 'small', 1, q(priority => 'critical')), 'and no more');
+unlike($row->{error_message}, qr/in reserve/, 'nothing is kept from them');
+
+# a priority that stops before the reserve
+$gw->add_budget('tenth', 20);
+pay($s, 'tenth', 18);
+refused_ok($row = pay($s, 'tenth', 1, q(priority => 'low')), 'low stops when a tenth is left');
+like($row->{error_message}, qr/it has \$2 of \$20 left \(10 %\), of which it gets what is above 10 %, until/, 'which the error says, too');
 
 # whatever the function
 for my $case (
