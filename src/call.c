@@ -486,7 +486,7 @@ advance_sending(LlmCall *call)
 	LlmTransfer *t = call->transfer;
 
 	if (t->len > 0 && !call->streaming && call->inputs == NULL && !call->plain)
-		call->streaming = llmgw_judge_is_stream(t);
+		call->streaming = llmgw_judge_is_stream(t, call->parser.framing);
 	if (t->len > 0 && call->streaming)
 	{
 		if (!decided(&call->answer))

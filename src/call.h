@@ -528,8 +528,11 @@ extern LlmErrorClass llmgw_probe_judge(const LlmCall *call, LlmErrorClass error)
  */
 extern LlmErrorClass llmgw_judge(LlmCall *call, const char **message);
 
-/* Whether the attempt's bytes are a stream of events, known with its headers. */
-extern bool llmgw_judge_is_stream(const LlmTransfer *transfer);
+/*
+ * Whether the attempt's bytes are a stream of events: by its headers or, where
+ * these say something else or nothing, by how it begins.
+ */
+extern bool llmgw_judge_is_stream(const LlmTransfer *transfer, LlmFraming framing);
 
 /*
  * What the attempt costs, whatever its end (DESIGN: charging).  May be called

@@ -7,6 +7,7 @@ use utf8;
 
 use Encode qw(encode);
 use FindBin;
+use IO::Compress::Gzip qw(gzip $GzipError);
 use JSON::PP;
 use MIME::Base64 qw(encode_base64);
 use PostgreSQL::Test::Utils qw(slurp_file);
@@ -49,6 +50,14 @@ sub message
 
 # An answer with that JSON text as the value of a key that nobody knows.
 sub with_unknown { return { body => text_of($HI) =~ s/\}\z/,"unknown":$_[0]}/r } }
+
+sub gzipped
+{
+	my ($type, $text) = @_;
+	my $bytes = encode('UTF-8', $text);
+	gzip(\$bytes, \my $compressed) or die $GzipError;
+	return { headers => { 'content-type' => $type, 'content-encoding' => 'gzip' }, body_base64 => encode_base64($compressed, '') };
+}
 
 # A stream of these events, and its end.
 sub events { return join '', map { 'data: ' . text_of($_) . "\n\n" } @_, '[DONE]' }
@@ -355,7 +364,13 @@ hostile_ok(@$_)
 	[ 'a control character as it is', { body => "{\"choices\":[{\"index\":0,\"message\":{\"content\":\"a\x01b\"}}]}" }, 'malformed', qr/syntax error/ ],
 	[ 'UTF-16', { body_base64 => encode_base64(encode('UTF-16', text_of($HI)), '') }, 'malformed', qr/not UTF-8/ ],
 	[ 'overlong UTF-8', { body_base64 => encode_base64("{\"x\":\"\xc0\xaf\"}", '') }, 'malformed', qr/byte 7 is not UTF-8/ ],
-	[ 'a compressed body', { headers => { 'content-encoding' => 'gzip' }, body_base64 => encode_base64("\x1f\x8b\x08\0\0\0\0\0\0\x03", '') }, 'malformed', qr/not UTF-8|NUL/ ],
+	[ 'a compressed body, unasked', gzipped('application/json', text_of($HI)), '', qr/hi\z/ ],
+	[ 'a compressed stream, unasked', gzipped('text/event-stream', events(delta({ content => 'hi' }), $STOP)), '', qr/hi\z/ ],
+	[ 'a body that is compressed by name only', { headers => { 'content-encoding' => 'gzip' }, body => text_of($HI) }, 'network', qr/the answer's content encoding cannot be undone/ ],
+	[ 'a body in an encoding that is unknown', { headers => { 'content-encoding' => 'rot13' }, body => text_of($HI) }, 'network', qr/the answer's content encoding cannot be undone/ ],
+	[ 'a body of 200 MB in 200 kB', gzipped('application/json', ' ' x 200_000_000), 'malformed', qr/max_response_size/ ],
+	[ 'BOM before a body', { body => "\x{feff}" . text_of($HI) }, '', qr/hi\z/ ],
+	[ 'BOM before an error', { status => 400, body => "\x{feff}" . '{"error":{"message":"No.","code":"content_filter"}}' }, 'content_policy', qr/HTTP 400: No\./ ],
 	[ 'BOM before a stream', { chunks => [ "\x{feff}" . events(delta({ content => 'hi' }), $STOP) ] }, '', qr/hi\z/ ],
 	[ 'BOM within a stream', { chunks => [ "data: \x{feff}" . text_of($STOP) . "\n\n" ] }, 'malformed', qr/not valid JSON/ ],
 	[ 'deep arrays', with_unknown('[' x 100_000), 'malformed', qr/nested too deeply/ ],
@@ -639,6 +654,12 @@ sub outcome_of
 	}
 	like(outcome_of(message(['hello'])), qr/\Amalformed\|/, 'message an array');
 	like(outcome_of(stream({ choices => [ { index => 0, delta => 'hello' } ] }, $STOP)), qr/\Amalformed\|/, 'delta a string');
+}
+for my $type ('application/json', 'application/octet-stream', 'text/plain; charset=utf-8')
+{
+	is(outcome_of({ headers => { 'content-type' => $type }, body => events(delta({ content => 'hi' }), $STOP) }), '|hi', "a stream that is called $type");
+	is(outcome_of({ headers => { 'content-type' => $type }, body => ": wait\n\n" . events(delta({ content => 'hi' }), $STOP) }), '|hi', "the same, beginning with a comment");
+	is(outcome_of({ headers => { 'content-type' => $type }, body => text_of($HI) }), '|hi', "an answer that is called $type");
 }
 {
 	like(outcome_of(with_unknown('[' . '0,' x 1_200_000 . '0]')), qr/\Amalformed\|/, '1,200,000 values');
