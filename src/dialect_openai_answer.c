@@ -253,8 +253,29 @@ append_tool_calls(JsonbContainer *message, bool streamed, LlmAnswer *answer)
 }
 
 /*
+ * Other words for OpenAI's reasons to finish: Mistral's, Zhipu's, Together's,
+ * text-generation-inference's, and Anthropic's through a relay.
+ */
+static const struct
+{
+	const char *word;
+	const char *reason;
+}			synonyms[] =
+
+{
+	{"model_length", "length"},
+	{"model_context_window_exceeded", "length"},
+	{"max_tokens", "length"},
+	{"eos", "stop"},
+	{"eos_token", "stop"},
+	{"stop_sequence", "stop"},
+	{"end_turn", "stop"},
+	{"tool_use", "tool_calls"},
+};
+
+/*
  * Reasons to finish that say that the answer is not what was asked for: Azure's
- * filter (and OpenAI's), Zhipu's, DeepSeek's, OpenRouter's.
+ * filter (and OpenAI's), Zhipu's, DeepSeek's, OpenRouter's, vLLM's.
  */
 static const struct
 {
@@ -268,6 +289,7 @@ static const struct
 	{"sensitive", LLMGW_CONTENT_POLICY, "the provider's content filter stopped the answer"},
 	{"insufficient_system_resource", LLMGW_OVERLOADED, "the provider ran out of resources in the middle of the answer"},
 	{"network_error", LLMGW_SERVER_ERROR, "the provider failed in the middle of the answer"},
+	{"abort", LLMGW_SERVER_ERROR, "the provider gave up in the middle of the answer"},
 	{"error", LLMGW_SERVER_ERROR, "the provider failed in the middle of the answer"},
 };
 
@@ -291,7 +313,7 @@ end_choice(LlmAnswer *answer)
 static void
 read_choice(JsonbContainer *choice, bool streamed, LlmAnswer *answer)
 {
-	char	   *reason = llmgw_json_get_text(choice, "finish_reason", NULL);
+	const char *reason = llmgw_json_get_text(choice, "finish_reason", NULL);
 	JsonbValue	v;
 
 	answer->has_content = true;
@@ -309,6 +331,9 @@ read_choice(JsonbContainer *choice, bool streamed, LlmAnswer *answer)
 	else if (!streamed)
 		llmgw_answer_fail(answer, LLMGW_MALFORMED, "the answer's choice has no message");
 
+	for (int i = 0; reason != NULL && i < lengthof(synonyms); i++)
+		if (strcmp(reason, synonyms[i].word) == 0)
+			reason = synonyms[i].reason;
 	if (reason != NULL && *reason != '\0')
 		llmgw_answer_set_finish(answer, reason);
 	if (!streamed || (reason != NULL && *reason != '\0'))

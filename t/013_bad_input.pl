@@ -364,6 +364,8 @@ hostile_ok(@$_)
 	[ 'a control character as it is', { body => "{\"choices\":[{\"index\":0,\"message\":{\"content\":\"a\x01b\"}}]}" }, 'malformed', qr/syntax error/ ],
 	[ 'UTF-16', { body_base64 => encode_base64(encode('UTF-16', text_of($HI)), '') }, 'malformed', qr/not UTF-8/ ],
 	[ 'overlong UTF-8', { body_base64 => encode_base64("{\"x\":\"\xc0\xaf\"}", '') }, 'malformed', qr/byte 7 is not UTF-8/ ],
+	(map { [ "an answer that ended with $_", stream(delta({ content => 'some' }), { choices => [ { index => 0, delta => {}, finish_reason => $_ } ] }), 'server_error', qr/in the middle of the answer/ ] }
+		  qw(abort error network_error)),
 	[ 'a compressed body, unasked', gzipped('application/json', text_of($HI)), '', qr/hi\z/ ],
 	[ 'a compressed stream, unasked', gzipped('text/event-stream', events(delta({ content => 'hi' }), $STOP)), '', qr/hi\z/ ],
 	[ 'a body that is compressed by name only', { headers => { 'content-encoding' => 'gzip' }, body => text_of($HI) }, 'network', qr/the answer's content encoding cannot be undone/ ],
@@ -654,6 +656,21 @@ sub outcome_of
 	}
 	like(outcome_of(message(['hello'])), qr/\Amalformed\|/, 'message an array');
 	like(outcome_of(stream({ choices => [ { index => 0, delta => 'hello' } ] }, $STOP)), qr/\Amalformed\|/, 'delta a string');
+}
+for my $case ([ length => qw(length model_length model_context_window_exceeded max_tokens) ], [ stop => qw(stop eos eos_token stop_sequence end_turn) ])
+{
+	my ($reason, @words) = @$case;
+	for my $word (@words)
+	{
+		my $end = { choices => [ { index => 0, delta => {}, finish_reason => $word } ] };
+		$fake->script('m', stream(delta({ content => 'some' }), $end), { body => text_of({ choices => [ { index => 0, message => { content => 'some' }, finish_reason => $word } ] }) });
+		for my $way (qw(streamed whole))
+		{
+			$r = $s->run(q{SELECT finish_reason, response FROM llm_complete_detail('x', model => 'm')});
+			is($r->{out}, "$reason|some", "finish_reason $word, $way");
+			is($r->{err} =~ /the answer was cut/ ? 'length' : 'stop', $reason, 'and a warning if it was cut');
+		}
+	}
 }
 for my $type ('application/json', 'application/octet-stream', 'text/plain; charset=utf-8')
 {
