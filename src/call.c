@@ -295,6 +295,11 @@ llmgw_call_send(LlmCall *call)
 	call->wire.tool_choice = spec->tool_choice;
 	call->wire.schema = c->advised ? NULL : spec->schema;
 	call->wire.max_tokens = call->output_cap > 0 ? call->output_cap : spec->max_tokens;
+	call->wire.max_output_tokens = model->max_output_tokens;
+
+	/* more than a model can give is refused, not ignored */
+	if (model->max_output_tokens > 0)
+		call->wire.max_tokens = Min(call->wire.max_tokens, model->max_output_tokens);
 	call->wire.has_temperature = spec->has_temperature;
 	call->wire.temperature = spec->temperature;
 	call->wire.params = spec->params;

@@ -95,7 +95,9 @@ typedef struct LlmWireCall
 	LlmToolChoice tool_choice;
 	Jsonb	   *schema;			/* the answer must be JSON of this schema, in
 								 * the provider's own way; NULL: any text */
-	int			max_tokens;		/* 0: not limited by the caller */
+	int			max_tokens;		/* 0: not limited by the caller; no more than
+								 * max_output_tokens */
+	int			max_output_tokens;	/* what the model can give; 0: unknown */
 	bool		has_temperature;
 	float4		temperature;
 	Jsonb	   *params;			/* checked; may be NULL */

@@ -121,6 +121,16 @@ $request = request_of(q{SELECT llm_complete('Hello', model => 'gpt-4o', params =
 is($request->{body}{seed}, 4, q{the caller's extra overrides the provider's});
 once_ok($request, 'once');
 
+# A model whose limit is known is not asked for more
+
+$gw->add_models('fake', 'tokens-9', { max_output_tokens => 3 });
+$request = request_of(q{SELECT llm_complete('Hello', model => 'tokens-9', max_tokens => 50)});
+is($request->{body}{max_tokens}, 3, q{max_tokens beyond the model's limit});
+like($s->run(q{SELECT llm_complete('Hello', model => 'tokens-9', max_tokens => 50)})->{err},
+	qr/WARNING:  01004: the answer was cut by the output limit of model "tokens-9"/, 'whose limit it was');
+like($s->run(q{SELECT llm_complete('Hello', model => 'tokens-9', max_tokens => 2)})->{err},
+	qr/WARNING:  01004: the answer was cut by the call's max_tokens of 2/, q{or the call's});
+
 # Without streaming, and with providers that do not stream
 
 $gw->sql(q{UPDATE llm_providers SET options = '{"stream": false}' WHERE name = 'fake'});

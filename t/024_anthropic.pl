@@ -176,6 +176,16 @@ is($request->{headers}{'x-team'}, 'db', 'options.headers');
 is($request->{body}{max_tokens}, 500, 'options.max_tokens');
 is($request->{body}{system}, 'ours', 'options.extra wins');
 is($request->{body}{service_tier}, 'standard_only', 'and may choose a price');
+
+# More than a model gives is refused: of one whose limit is known no more is asked for
+$gw->add_models('claude', 'brief', { max_output_tokens => 100 });
+for my $case ([ undef, {}, 100 ], [ undef, { max_tokens => 500 }, 100 ], [ undef, { max_tokens => 50 }, 50 ], [ 1000, {}, 100 ], [ 70, {}, 70 ])
+{
+	my ($asked, $options, $sent) = @$case;
+	options($options);
+	$request = request_of(sub { chat('hi', model => 'claude/brief', defined $asked ? (max_tokens => $asked) : ()) });
+	is($request->{body}{max_tokens}, $sent, 'max_tokens ' . ($asked // 'none') . ', options ' . $json->encode($options));
+}
 options({ headers => { 'Anthropic-Version' => '2025-01-01', 'Anthropic-Beta' => 'c' }, beta => 'd' });
 $request = request_of(sub { chat('hi', model => 'claude/other') });
 is("$request->{headers}{'anthropic-version'} $request->{headers}{'anthropic-beta'}", '2025-01-01 c', 'headers win');
