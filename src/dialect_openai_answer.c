@@ -185,11 +185,11 @@ append_refusal(JsonbContainer *message, LlmAnswer *answer)
 
 /*
  * The call that a piece belongs to.  Pieces of a stream are numbered by
- * "index"; servers that leave it out begin a call with its id.
+ * "index"; servers that leave it out begin a call with its id or its name.
  */
 static LlmToolCall *
 find_tool_call(JsonbContainer *piece, int position, bool streamed,
-			   const char *id, LlmAnswer *answer)
+			   bool begins, LlmAnswer *answer)
 {
 	int64		index = position;
 	JsonbValue	v;
@@ -200,7 +200,7 @@ find_tool_call(JsonbContainer *piece, int position, bool streamed,
 			index = -1;
 	}
 	else if (streamed)
-		index = answer->ntool_calls - (id == NULL && answer->ntool_calls > 0);
+		index = answer->ntool_calls - (!begins && answer->ntool_calls > 0);
 	if (index < 0 || index >= LLMGW_MAX_TOOL_CALLS)
 		return NULL;
 	while (answer->ntool_calls <= index)
@@ -232,7 +232,8 @@ append_tool_calls(JsonbContainer *message, bool streamed, LlmAnswer *answer)
 		piece = element->val.binary.data;
 		id = llmgw_json_get_text(piece, "id", NULL);
 		name = llmgw_json_get_text(piece, "function", "name", NULL);
-		tool = find_tool_call(piece, i, streamed, id, answer);
+		tool = find_tool_call(piece, i, streamed,
+							  (id && *id) || (name && *name), answer);
 		if (tool == NULL)
 		{
 			llmgw_answer_fail(answer, LLMGW_MALFORMED, "tool_calls: \"index\" is out of range");
@@ -310,6 +311,10 @@ end_choice(LlmAnswer *answer)
 	}
 }
 
+/*
+ * A server that does not stream by itself may send the whole message as the only
+ * event; others repeat it at the end of the pieces.
+ */
 static void
 read_choice(JsonbContainer *choice, bool streamed, LlmAnswer *answer)
 {
@@ -317,7 +322,9 @@ read_choice(JsonbContainer *choice, bool streamed, LlmAnswer *answer)
 	JsonbValue	v;
 
 	answer->has_content = true;
-	if (llmgw_json_get(choice, &v, streamed ? "delta" : "message", NULL))
+	if (llmgw_json_get(choice, &v, streamed ? "delta" : "message", NULL) ||
+		(streamed && answer->text.len == 0 && answer->ntool_calls == 0 &&
+		 llmgw_json_get(choice, &v, "message", NULL)))
 	{
 		if (v.type != jbvBinary || !JsonContainerIsObject(v.val.binary.data))
 		{

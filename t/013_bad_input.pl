@@ -672,6 +672,25 @@ for my $case ([ length => qw(length model_length model_context_window_exceeded m
 		}
 	}
 }
+{
+	my @end = ({ choices => [ { index => 0, delta => {}, finish_reason => 'tool_calls' } ] });
+	my $calls = sub { return map { delta({ tool_calls => [$_] }) } @_ };
+	my %f = (id => 'c1', type => 'function', function => { name => 'f', arguments => '{"a":' });
+	my %rest = (id => '', function => { name => '', arguments => '1}' });
+	my %g = (id => '', function => { name => 'g', arguments => '{"b": 2}' });
+	for my $case (
+		[ 'numbered from 1',                        'f{"a":1}', stream($calls->({ index => 1, %f }, { index => 1, %rest }), @end) ],
+		[ 'without numbers, and an empty id',       'f{"a":1}', stream($calls->(\%f, \%rest), @end) ],
+		[ 'without numbers, and two names',         'f{"a":1} g{"b": 2}', stream($calls->(\%f, \%rest, \%g), @end) ],
+		[ 'in a message that is the only event',    'f{"a":1}', stream({ choices => [ { index => 0, message => { content => undef, tool_calls => [ { %f, function => { name => 'f', arguments => '{"a":1}' } } ] }, finish_reason => 'tool_calls' } ] }) ])
+	{
+		$fake->script('m', $case->[2]);
+		is($s->run(q{SELECT (SELECT string_agg((c->'function'->>'name') || (c->'function'->>'arguments'), ' ') FROM jsonb_array_elements(tool_calls) c) FROM llm_complete_detail('x', model => 'm')})->{out},
+			$case->[1], "tool calls $case->[0]");
+	}
+	is(outcome_of(stream({ choices => [ { index => 0, message => { content => 'hi' }, finish_reason => 'stop' } ] })), '|hi', 'a whole message as the only event');
+	is(outcome_of(stream(delta({ content => 'hi' }), { choices => [ { index => 0, message => { content => 'hi' }, finish_reason => 'stop' } ] })), '|hi', 'or after its pieces');
+}
 for my $type ('application/json', 'application/octet-stream', 'text/plain; charset=utf-8')
 {
 	is(outcome_of({ headers => { 'content-type' => $type }, body => events(delta({ content => 'hi' }), $STOP) }), '|hi', "a stream that is called $type");
