@@ -146,6 +146,8 @@ typedef struct LlmAnswer
 	char	   *refusal;		/* the model's words of refusal, or NULL */
 	LlmUsage	usage;
 	bool		usage_apart;	/* it came in an event of its own */
+	int64		output_alone;	/* the output as the provider counted it, where
+								 * it did not count the input; else 0 */
 	int			ntool_calls;
 	LlmToolCall *tool_calls;
 

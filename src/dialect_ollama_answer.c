@@ -94,7 +94,7 @@ read_usage(JsonbContainer *root, LlmAnswer *answer)
 		return;
 	if (u.input <= 0)
 	{
-		answer->usage.output = Max(u.output, 0);
+		answer->output_alone = Max(u.output, 0);
 		return;
 	}
 	if (u.output < 0)

@@ -291,7 +291,6 @@ llmgw_judge_cost(const LlmCall *call, LlmErrorClass error, LlmUsage *usage,
 	const LlmModel *model = call->route.candidates[call->current].model;
 	LlmNano		cost;
 	int64		seen;
-	int64		counted = call->answer.complete ? call->answer.usage.output : 0;
 
 	*usage = call->answer.usage;
 	if (usage->known)
@@ -309,7 +308,7 @@ llmgw_judge_cost(const LlmCall *call, LlmErrorClass error, LlmUsage *usage,
 	for (int i = 0; i < call->answer.ntool_calls; i++)
 		seen += pg_mbstrlen_with_len(call->answer.tool_calls[i].arguments.data,
 									 call->answer.tool_calls[i].arguments.len);
-	usage->output = counted > 0 ? counted :
+	usage->output = call->answer.output_alone > 0 ? call->answer.output_alone :
 		seen > 0 ? (seen + 3) / 4 : unread_output(call, model, error);
 	llmgw_call_cap(call, usage);
 	cost = llmgw_cost(model, usage);
