@@ -288,6 +288,7 @@ llmgw_call_send(LlmCall *call)
 	call->wire.options = p->options;
 	call->wire.model = model->upstream_name;
 	call->wire.token_param = model->token_param;
+	call->wire.no_usage = model->no_usage;
 	call->wire.stream = p->stream && call->inputs == NULL;
 	call->wire.system_prompt = llmgw_call_system_prompt(call, c);
 	call->wire.messages = call->messages;

@@ -97,6 +97,7 @@ typedef struct LlmWording
 	const LlmModel *model;		/* NULL: nobody was asked yet */
 	int			changes;		/* how often it was asked again */
 	LlmTokenParam token_param;	/* that it asked for; AUTO: none */
+	bool		no_usage;		/* it is not to be asked for a stream's */
 	LlmParams	refused;		/* by it */
 	LlmParams	learned;		/* of them, those that it does not have at all */
 	LlmParams	given;			/* what the caller asks for and could do

@@ -86,6 +86,7 @@ typedef struct LlmWireCall
 	Jsonb	   *options;		/* llm_providers.options; may be NULL */
 	const char *model;			/* the provider's own name of the model */
 	LlmTokenParam token_param;	/* what an earlier error taught, or AUTO */
+	bool		no_usage;		/* nor to ask for the usage of a stream */
 	bool		stream;
 
 	/* the content */
@@ -146,8 +147,8 @@ typedef struct LlmAnswer
 	char	   *refusal;		/* the model's words of refusal, or NULL */
 	LlmUsage	usage;
 	bool		usage_apart;	/* it came in an event of its own */
-	int64		output_alone;	/* the output as the provider counted it, where
-								 * it did not count the input; else 0 */
+	int64		output_alone;	/* the output as the provider counted it,
+								 * where it did not count the input; else 0 */
 	int			ntool_calls;
 	LlmToolCall *tool_calls;
 
@@ -163,6 +164,8 @@ typedef struct LlmAnswer
 								 * nothing */
 	LlmTokenParam wants_token_param;	/* set by an error that asks for the
 										 * other */
+	bool		wants_no_usage; /* set by an error that refuses to be asked
+								 * for the usage of a stream */
 	LlmParams	refused;		/* that an error names */
 	LlmParamRefusal how_refused;
 } LlmAnswer;

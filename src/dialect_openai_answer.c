@@ -47,6 +47,15 @@ wanted_token_param(const LlmWireCall *call, const char *message)
 	return LLMGW_TOKENS_AUTO;
 }
 
+/* Whether the server does not know the words that ask for a stream's usage. */
+static bool
+refuses_usage(const LlmWireCall *call, const char *message)
+{
+	return call->stream && !call->no_usage && message != NULL &&
+		(strstr(message, "stream_options") != NULL || strstr(message, "include_usage") != NULL) &&
+		llmgw_error_unsupported(message);
+}
+
 void
 llmgw_openai_read_error(const LlmWireCall *call, int http_status,
 						const char *body, size_t len, LlmAnswer *answer)
@@ -55,7 +64,10 @@ llmgw_openai_read_error(const LlmWireCall *call, int http_status,
 	char	   *message = llmgw_answer_http_error(answer, http_status, body, len, &e);
 
 	if (http_status == 400 || http_status == 422)
+	{
 		answer->wants_token_param = wanted_token_param(call, e.words.message);
+		answer->wants_no_usage = refuses_usage(call, e.words.message);
+	}
 	llmgw_answer_fail(answer, llmgw_error_classify(http_status, &e.words), message);
 }
 
