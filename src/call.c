@@ -288,6 +288,7 @@ llmgw_call_send(LlmCall *call)
 	call->wire.options = p->options;
 	call->wire.model = model->upstream_name;
 	call->wire.token_param = model->token_param;
+	call->wire.no_usage = model->no_usage;
 	call->wire.stream = p->stream && call->inputs == NULL;
 	call->wire.system_prompt = llmgw_call_system_prompt(call, c);
 	call->wire.messages = call->messages;
@@ -295,6 +296,11 @@ llmgw_call_send(LlmCall *call)
 	call->wire.tool_choice = spec->tool_choice;
 	call->wire.schema = c->advised ? NULL : spec->schema;
 	call->wire.max_tokens = call->output_cap > 0 ? call->output_cap : spec->max_tokens;
+	call->wire.max_output_tokens = model->max_output_tokens;
+
+	/* more than a model can give is refused, not ignored */
+	if (model->max_output_tokens > 0)
+		call->wire.max_tokens = Min(call->wire.max_tokens, model->max_output_tokens);
 	call->wire.has_temperature = spec->has_temperature;
 	call->wire.temperature = spec->temperature;
 	call->wire.params = spec->params;
@@ -486,7 +492,7 @@ advance_sending(LlmCall *call)
 	LlmTransfer *t = call->transfer;
 
 	if (t->len > 0 && !call->streaming && call->inputs == NULL && !call->plain)
-		call->streaming = llmgw_judge_is_stream(t);
+		call->streaming = llmgw_judge_is_stream(t, call->parser.framing);
 	if (t->len > 0 && call->streaming)
 	{
 		if (!decided(&call->answer))

@@ -97,6 +97,7 @@ typedef struct LlmWording
 	const LlmModel *model;		/* NULL: nobody was asked yet */
 	int			changes;		/* how often it was asked again */
 	LlmTokenParam token_param;	/* that it asked for; AUTO: none */
+	bool		no_usage;		/* it is not to be asked for a stream's */
 	LlmParams	refused;		/* by it */
 	LlmParams	learned;		/* of them, those that it does not have at all */
 	LlmParams	given;			/* what the caller asks for and could do
@@ -528,8 +529,11 @@ extern LlmErrorClass llmgw_probe_judge(const LlmCall *call, LlmErrorClass error)
  */
 extern LlmErrorClass llmgw_judge(LlmCall *call, const char **message);
 
-/* Whether the attempt's bytes are a stream of events, known with its headers. */
-extern bool llmgw_judge_is_stream(const LlmTransfer *transfer);
+/*
+ * Whether the attempt's bytes are a stream of events: by its headers or, where
+ * these say something else or nothing, by how it begins.
+ */
+extern bool llmgw_judge_is_stream(const LlmTransfer *transfer, LlmFraming framing);
 
 /*
  * What the attempt costs, whatever its end (DESIGN: charging).  May be called

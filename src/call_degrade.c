@@ -44,6 +44,7 @@ llmgw_call_degrade(LlmCall *call)
 	}
 	if (w->token_param != LLMGW_TOKENS_AUTO)
 		wire->token_param = w->token_param;
+	wire->no_usage |= w->no_usage;
 
 	w->given = llmgw_params_given(wire);
 	if (call->spec->advice == NULL)
@@ -82,6 +83,13 @@ llmgw_call_reword(LlmCall *call)
 		return true;
 	}
 
+	if (answer->wants_no_usage && !w->no_usage)
+	{
+		w->no_usage = true;
+		w->changes++;
+		return true;
+	}
+
 	/* tools that the caller did not give are how the schema was put */
 	if (call->wire.schema != NULL && call->spec->tools == NULL && (refused & TOOL_BITS))
 		refused |= SCHEMA_BIT;
@@ -113,6 +121,7 @@ llmgw_call_learn(LlmCall *call)
 
 	if (w->token_param != LLMGW_TOKENS_AUTO)
 		model->token_param = w->token_param;
+	model->no_usage |= w->no_usage;
 	model->refused |= w->learned;
 
 	call->degraded = w->left_out;

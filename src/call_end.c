@@ -264,7 +264,8 @@ llmgw_call_cut_message(const LlmCall *call, const char **hint)
 		return psprintf("the answer was cut at %d tokens, which is what a strict budget still held",
 						call->output_cap);
 	}
-	if (call->spec->max_tokens > 0)
+	if (call->spec->max_tokens > 0 &&
+		(model->max_output_tokens == 0 || call->spec->max_tokens <= model->max_output_tokens))
 	{
 		*hint = "Raise max_tokens.";
 		return psprintf("the answer was cut by the call's max_tokens of %d",

@@ -120,6 +120,9 @@ typedef struct LlmModel
 	/* learned: set when the provider asked for the other name of the limit */
 	LlmTokenParam token_param;
 
+	/* learned: set when the provider refused to be asked for a stream's usage */
+	bool		no_usage;
+
 	/* learned: what the provider refused, and answered without */
 	LlmParams	refused;
 

@@ -145,6 +145,23 @@ part_ids(LlmAnswer *answer)
 	}
 }
 
+/* Calls that nothing was said of: the provider does not number from 0. */
+static void
+drop_gaps(LlmAnswer *answer)
+{
+	int			n = 0;
+
+	for (int i = 0; i < answer->ntool_calls; i++)
+	{
+		LlmToolCall *tool = &answer->tool_calls[i];
+
+		if (tool->id != NULL || tool->name != NULL || tool->arguments.len > 0)
+			answer->tool_calls[n++] = *tool;
+	}
+	if (n > 0)
+		answer->ntool_calls = n;
+}
+
 void
 llmgw_answer_end_tools(LlmAnswer *answer, const char *prefix)
 {
@@ -153,6 +170,7 @@ llmgw_answer_end_tools(LlmAnswer *answer, const char *prefix)
 
 	if (answer->ntool_calls == 0 || answer->error != LLMGW_OK)
 		return;
+	drop_gaps(answer);
 	for (int i = 0; i < answer->ntool_calls; i++)
 	{
 		LlmToolCall *tool = &answer->tool_calls[i];

@@ -86,6 +86,7 @@ typedef struct LlmWireCall
 	Jsonb	   *options;		/* llm_providers.options; may be NULL */
 	const char *model;			/* the provider's own name of the model */
 	LlmTokenParam token_param;	/* what an earlier error taught, or AUTO */
+	bool		no_usage;		/* nor to ask for the usage of a stream */
 	bool		stream;
 
 	/* the content */
@@ -95,7 +96,9 @@ typedef struct LlmWireCall
 	LlmToolChoice tool_choice;
 	Jsonb	   *schema;			/* the answer must be JSON of this schema, in
 								 * the provider's own way; NULL: any text */
-	int			max_tokens;		/* 0: not limited by the caller */
+	int			max_tokens;		/* 0: not limited by the caller; no more than
+								 * max_output_tokens */
+	int			max_output_tokens;	/* what the model can give; 0: unknown */
 	bool		has_temperature;
 	float4		temperature;
 	Jsonb	   *params;			/* checked; may be NULL */
@@ -144,6 +147,8 @@ typedef struct LlmAnswer
 	char	   *refusal;		/* the model's words of refusal, or NULL */
 	LlmUsage	usage;
 	bool		usage_apart;	/* it came in an event of its own */
+	int64		output_alone;	/* the output as the provider counted it,
+								 * where it did not count the input; else 0 */
 	int			ntool_calls;
 	LlmToolCall *tool_calls;
 
@@ -159,6 +164,8 @@ typedef struct LlmAnswer
 								 * nothing */
 	LlmTokenParam wants_token_param;	/* set by an error that asks for the
 										 * other */
+	bool		wants_no_usage; /* set by an error that refuses to be asked
+								 * for the usage of a stream */
 	LlmParams	refused;		/* that an error names */
 	LlmParamRefusal how_refused;
 } LlmAnswer;

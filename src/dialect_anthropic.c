@@ -26,8 +26,8 @@
 
 /*
  * The API wants max_tokens in every request.  Where neither the caller nor the
- * provider's options say it: enough for what is usually asked from SQL, and
- * less than every model's own limit.
+ * provider's options say it: enough for what is usually asked from SQL, and no
+ * more than the model's own limit, where that is known.
  */
 #define DEFAULT_MAX_TOKENS	8192
 
@@ -447,7 +447,10 @@ max_tokens(const LlmWireCall *call)
 		return call->max_tokens;
 	if (call->options != NULL)
 		(void) llmgw_json_get_int(&call->options->root, &option, "max_tokens", NULL);
-	return option > 0 ? (int) option : DEFAULT_MAX_TOKENS;
+	if (option <= 0)
+		option = DEFAULT_MAX_TOKENS;
+	return call->max_output_tokens > 0 ?
+		Min((int) option, call->max_output_tokens) : (int) option;
 }
 
 /* Those of the parameters that the API knows, by its names. */

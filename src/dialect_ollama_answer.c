@@ -81,8 +81,8 @@ read_embedded_error(JsonbContainer *root, LlmAnswer *answer)
 
 /*
  * Counts come with the end.  One that is zero is left out, and so, by older
- * versions, is the prompt's when all of it was in the cache: then not enough is
- * known to say what the provider counted, and both are estimated.
+ * versions, is the prompt's when all of it was in the cache: then that one is
+ * estimated.
  */
 static void
 read_usage(JsonbContainer *root, LlmAnswer *answer)
@@ -90,9 +90,13 @@ read_usage(JsonbContainer *root, LlmAnswer *answer)
 	LlmUsage	u = {.input = -1,.output = -1};
 
 	if (!llmgw_read_count(root, &u.input, NULL, "prompt_eval_count") ||
-		!llmgw_read_count(root, &u.output, NULL, "eval_count") ||
-		u.input <= 0)
+		!llmgw_read_count(root, &u.output, NULL, "eval_count"))
 		return;
+	if (u.input <= 0)
+	{
+		answer->output_alone = Max(u.output, 0);
+		return;
+	}
 	if (u.output < 0)
 	{
 		if (answer->text.len > 0 || answer->ntool_calls > 0)

@@ -303,7 +303,7 @@ llmgw_openai_put_chat(const LlmWireCall *call, LlmHttpRequest *request)
 
 	/* some servers stream unless told not to */
 	llmgw_json_put_bool(buf, "stream", call->stream);
-	if (call->stream &&
+	if (call->stream && !call->no_usage &&
 		(call->options == NULL ||
 		 llmgw_json_get_bool(&call->options->root, true, "include_usage", NULL)))
 	{

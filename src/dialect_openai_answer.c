@@ -47,6 +47,15 @@ wanted_token_param(const LlmWireCall *call, const char *message)
 	return LLMGW_TOKENS_AUTO;
 }
 
+/* Whether the server does not know the words that ask for a stream's usage. */
+static bool
+refuses_usage(const LlmWireCall *call, const char *message)
+{
+	return call->stream && !call->no_usage && message != NULL &&
+		(strstr(message, "stream_options") != NULL || strstr(message, "include_usage") != NULL) &&
+		llmgw_error_unsupported(message);
+}
+
 void
 llmgw_openai_read_error(const LlmWireCall *call, int http_status,
 						const char *body, size_t len, LlmAnswer *answer)
@@ -55,7 +64,10 @@ llmgw_openai_read_error(const LlmWireCall *call, int http_status,
 	char	   *message = llmgw_answer_http_error(answer, http_status, body, len, &e);
 
 	if (http_status == 400 || http_status == 422)
+	{
 		answer->wants_token_param = wanted_token_param(call, e.words.message);
+		answer->wants_no_usage = refuses_usage(call, e.words.message);
+	}
 	llmgw_answer_fail(answer, llmgw_error_classify(http_status, &e.words), message);
 }
 
@@ -185,11 +197,11 @@ append_refusal(JsonbContainer *message, LlmAnswer *answer)
 
 /*
  * The call that a piece belongs to.  Pieces of a stream are numbered by
- * "index"; servers that leave it out begin a call with its id.
+ * "index"; servers that leave it out begin a call with its id or its name.
  */
 static LlmToolCall *
 find_tool_call(JsonbContainer *piece, int position, bool streamed,
-			   const char *id, LlmAnswer *answer)
+			   bool begins, LlmAnswer *answer)
 {
 	int64		index = position;
 	JsonbValue	v;
@@ -200,7 +212,7 @@ find_tool_call(JsonbContainer *piece, int position, bool streamed,
 			index = -1;
 	}
 	else if (streamed)
-		index = answer->ntool_calls - (id == NULL && answer->ntool_calls > 0);
+		index = answer->ntool_calls - (!begins && answer->ntool_calls > 0);
 	if (index < 0 || index >= LLMGW_MAX_TOOL_CALLS)
 		return NULL;
 	while (answer->ntool_calls <= index)
@@ -232,7 +244,8 @@ append_tool_calls(JsonbContainer *message, bool streamed, LlmAnswer *answer)
 		piece = element->val.binary.data;
 		id = llmgw_json_get_text(piece, "id", NULL);
 		name = llmgw_json_get_text(piece, "function", "name", NULL);
-		tool = find_tool_call(piece, i, streamed, id, answer);
+		tool = find_tool_call(piece, i, streamed,
+							  (id && *id) || (name && *name), answer);
 		if (tool == NULL)
 		{
 			llmgw_answer_fail(answer, LLMGW_MALFORMED, "tool_calls: \"index\" is out of range");
@@ -253,8 +266,29 @@ append_tool_calls(JsonbContainer *message, bool streamed, LlmAnswer *answer)
 }
 
 /*
+ * Other words for OpenAI's reasons to finish: Mistral's, Zhipu's, Together's,
+ * text-generation-inference's, and Anthropic's through a relay.
+ */
+static const struct
+{
+	const char *word;
+	const char *reason;
+}			synonyms[] =
+
+{
+	{"model_length", "length"},
+	{"model_context_window_exceeded", "length"},
+	{"max_tokens", "length"},
+	{"eos", "stop"},
+	{"eos_token", "stop"},
+	{"stop_sequence", "stop"},
+	{"end_turn", "stop"},
+	{"tool_use", "tool_calls"},
+};
+
+/*
  * Reasons to finish that say that the answer is not what was asked for: Azure's
- * filter (and OpenAI's), Zhipu's, DeepSeek's, OpenRouter's.
+ * filter (and OpenAI's), Zhipu's, DeepSeek's, OpenRouter's, vLLM's.
  */
 static const struct
 {
@@ -268,6 +302,7 @@ static const struct
 	{"sensitive", LLMGW_CONTENT_POLICY, "the provider's content filter stopped the answer"},
 	{"insufficient_system_resource", LLMGW_OVERLOADED, "the provider ran out of resources in the middle of the answer"},
 	{"network_error", LLMGW_SERVER_ERROR, "the provider failed in the middle of the answer"},
+	{"abort", LLMGW_SERVER_ERROR, "the provider gave up in the middle of the answer"},
 	{"error", LLMGW_SERVER_ERROR, "the provider failed in the middle of the answer"},
 };
 
@@ -288,14 +323,20 @@ end_choice(LlmAnswer *answer)
 	}
 }
 
+/*
+ * A server that does not stream by itself may send the whole message as the only
+ * event; others repeat it at the end of the pieces.
+ */
 static void
 read_choice(JsonbContainer *choice, bool streamed, LlmAnswer *answer)
 {
-	char	   *reason = llmgw_json_get_text(choice, "finish_reason", NULL);
+	const char *reason = llmgw_json_get_text(choice, "finish_reason", NULL);
 	JsonbValue	v;
 
 	answer->has_content = true;
-	if (llmgw_json_get(choice, &v, streamed ? "delta" : "message", NULL))
+	if (llmgw_json_get(choice, &v, streamed ? "delta" : "message", NULL) ||
+		(streamed && answer->text.len == 0 && answer->ntool_calls == 0 &&
+		 llmgw_json_get(choice, &v, "message", NULL)))
 	{
 		if (v.type != jbvBinary || !JsonContainerIsObject(v.val.binary.data))
 		{
@@ -309,6 +350,9 @@ read_choice(JsonbContainer *choice, bool streamed, LlmAnswer *answer)
 	else if (!streamed)
 		llmgw_answer_fail(answer, LLMGW_MALFORMED, "the answer's choice has no message");
 
+	for (int i = 0; reason != NULL && i < lengthof(synonyms); i++)
+		if (strcmp(reason, synonyms[i].word) == 0)
+			reason = synonyms[i].reason;
 	if (reason != NULL && *reason != '\0')
 		llmgw_answer_set_finish(answer, reason);
 	if (!streamed || (reason != NULL && *reason != '\0'))

@@ -344,8 +344,7 @@ llmgw_args_check_schema(Jsonb *schema)
 	if (problem != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("schema cannot be used"),
-				 errdetail("%s", problem),
+				 errmsg("schema cannot be used: %s", problem),
 				 errhint("Every keyword is enforced, or refused: say in the prompt what the supported ones cannot.")));
 }
 

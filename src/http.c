@@ -338,6 +338,9 @@ on_done(LlmCurlDone *done, CURLcode rc)
 	else if (rc == CURLE_OUT_OF_MEMORY && t->requested && !t->no_memory)
 		strlcpy(t->message, "a header line of the answer is too long, or memory has run short",
 				sizeof(t->message));
+	else if (rc == CURLE_BAD_CONTENT_ENCODING)
+		strlcpy(t->message, "the answer's content encoding cannot be undone",
+				sizeof(t->message));
 	else if (rc != CURLE_OK && t->message[0] == '\0')
 		strlcpy(t->message, curl_easy_strerror(rc), sizeof(t->message));
 	set_outcome(t, outcome_of(t, rc));
@@ -485,6 +488,9 @@ set_constant_options(CURL *h)
 	SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
 	SET(CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
 	SET(CURLOPT_TCP_KEEPALIVE, 1L);
+
+	/* asks for no compression, and undoes what comes all the same */
+	SET(CURLOPT_ACCEPT_ENCODING, "identity");
 	return rc;
 }
 

@@ -17,8 +17,53 @@
 
 #include "call.h"
 
+/* How much of an answer shows what it is: it may come in many small pieces. */
+#define MAX_LOOKED_AT	4096
+
+static const char byte_order_mark[] = "\xEF\xBB\xBF";
+
+static bool
+has_byte_order_mark(const char *bytes, size_t len)
+{
+	size_t		n = strlen(byte_order_mark);
+
+	return len >= n && memcmp(bytes, byte_order_mark, n) == 0;
+}
+
+/*
+ * Whether a body that is not called a stream looks like one.  An event stream
+ * begins with a field or a comment, as no JSON does; and a line of NDJSON is a
+ * whole object, which is all of the answer if no other line follows.
+ */
+static bool
+looks_like_stream(const char *bytes, size_t len, LlmFraming framing)
+{
+	static const char *const beginnings[] = {":", "data:", "event:", "id:", "retry:"};
+	const char *end = bytes + Min(len, MAX_LOOKED_AT);
+
+	if (has_byte_order_mark(bytes, len))
+		bytes += strlen(byte_order_mark);
+	while (bytes < end && strchr(" \t\r\n", *bytes) != NULL)
+		bytes++;
+	if (framing == LLMGW_FRAMING_NDJSON)
+	{
+		end = memchr(bytes, '\n', end - bytes);
+		while (end && end > bytes && strchr(" \t\r", end[-1]) != NULL)
+			end--;
+		return end && end > bytes && *bytes == '{' && end[-1] == '}';
+	}
+	for (int i = 0; i < lengthof(beginnings); i++)
+	{
+		size_t		n = strlen(beginnings[i]);
+
+		if (end - bytes >= n && memcmp(bytes, beginnings[i], n) == 0)
+			return true;
+	}
+	return false;
+}
+
 bool
-llmgw_judge_is_stream(const LlmTransfer *transfer)
+llmgw_judge_is_stream(const LlmTransfer *transfer, LlmFraming framing)
 {
 	char	   *type;
 	bool		stream;
@@ -26,18 +71,12 @@ llmgw_judge_is_stream(const LlmTransfer *transfer)
 	if (transfer->http_status < 200 || transfer->http_status > 299)
 		return false;
 	type = llmgw_http_header(transfer->headers, "content-type");
-	if (type == NULL)
-	{
-		/* unnamed: an event stream begins with a field, JSON with a brace */
-		for (size_t i = 0; i < transfer->len; i++)
-			if (strchr(" \t\r\n", transfer->data[i]) == NULL)
-				return strchr("{[<\"", transfer->data[i]) == NULL;
-		return false;
-	}
-	stream = pg_strncasecmp(type, "text/event-stream", 17) == 0 ||
-		pg_strncasecmp(type, "application/x-ndjson", 20) == 0;
-	pfree(type);
-	return stream;
+	stream = type != NULL &&
+		(pg_strncasecmp(type, "text/event-stream", 17) == 0 ||
+		 pg_strncasecmp(type, "application/x-ndjson", 20) == 0);
+	if (type != NULL)
+		pfree(type);
+	return stream || looks_like_stream(transfer->data, transfer->len, framing);
 }
 
 static LlmErrorClass
@@ -126,6 +165,18 @@ redirect_message(const LlmCall *call)
 					llmgw_answer_clean(&call->answer, location, 200));
 }
 
+/* JSON has none before it, but there are servers that put it there. */
+static void
+drop_byte_order_mark(LlmTransfer *t)
+{
+	size_t		n = strlen(byte_order_mark);
+
+	if (!has_byte_order_mark(t->data, t->len))
+		return;
+	t->len -= n;
+	memmove(t->data, t->data + n, t->len + 1);
+}
+
 LlmErrorClass
 llmgw_judge(LlmCall *call, const char **message)
 {
@@ -137,6 +188,8 @@ llmgw_judge(LlmCall *call, const char **message)
 	MemoryContext old;
 
 	*message = NULL;
+	if (!call->streaming)
+		drop_byte_order_mark(t);
 
 	/* an error status with whatever arrived of its body */
 	if (t->http_status >= 300)
@@ -227,7 +280,8 @@ unread_output(const LlmCall *call, const LlmModel *model, LlmErrorClass error)
 /*
  * Usage where the provider gave it.  An error status costs nothing, nor does
  * what was never sent.  What was sent and has no known end is charged by what
- * we know: the prompt, and the output seen so far.
+ * we know: the prompt, and the output seen so far; so is an answer of which the
+ * provider counted only the output.
  */
 LlmNano
 llmgw_judge_cost(const LlmCall *call, LlmErrorClass error, LlmUsage *usage,
@@ -254,7 +308,8 @@ llmgw_judge_cost(const LlmCall *call, LlmErrorClass error, LlmUsage *usage,
 	for (int i = 0; i < call->answer.ntool_calls; i++)
 		seen += pg_mbstrlen_with_len(call->answer.tool_calls[i].arguments.data,
 									 call->answer.tool_calls[i].arguments.len);
-	usage->output = seen > 0 ? (seen + 3) / 4 : unread_output(call, model, error);
+	usage->output = call->answer.output_alone > 0 ? call->answer.output_alone :
+		seen > 0 ? (seen + 3) / 4 : unread_output(call, model, error);
 	llmgw_call_cap(call, usage);
 	cost = llmgw_cost(model, usage);
 	if (cost != LLMGW_COST_UNKNOWN)

@@ -121,6 +121,16 @@ $request = request_of(q{SELECT llm_complete('Hello', model => 'gpt-4o', params =
 is($request->{body}{seed}, 4, q{the caller's extra overrides the provider's});
 once_ok($request, 'once');
 
+# A model whose limit is known is not asked for more
+
+$gw->add_models('fake', 'tokens-9', { max_output_tokens => 3 });
+$request = request_of(q{SELECT llm_complete('Hello', model => 'tokens-9', max_tokens => 50)});
+is($request->{body}{max_tokens}, 3, q{max_tokens beyond the model's limit});
+like($s->run(q{SELECT llm_complete('Hello', model => 'tokens-9', max_tokens => 50)})->{err},
+	qr/WARNING:  01004: the answer was cut by the output limit of model "tokens-9"/, 'whose limit it was');
+like($s->run(q{SELECT llm_complete('Hello', model => 'tokens-9', max_tokens => 2)})->{err},
+	qr/WARNING:  01004: the answer was cut by the call's max_tokens of 2/, q{or the call's});
+
 # Without streaming, and with providers that do not stream
 
 $gw->sql(q{UPDATE llm_providers SET options = '{"stream": false}' WHERE name = 'fake'});
@@ -145,6 +155,25 @@ my $requests = $gw->requests(
 my %connections = map { $_->{connection} => 1 } @$requests;
 is(scalar @$requests, 20, '20 calls');
 is(scalar keys %connections, 1, 'use one connection');
+
+# Servers that do not know stream_options
+
+for my $refusal (
+	{ error => { message => 'Unrecognized request argument supplied: stream_options', type => 'invalid_request_error' } },
+	{ object => 'error', message => { detail => [ { type => 'extra_forbidden', loc => [ 'body', 'stream_options' ], msg => 'Extra inputs are not permitted' } ] } })
+{
+	my $model = 'plain-' . (ref $refusal->{error} ? 400 : 422);
+	$gw->add_models('fake', $model, { upstream_name => "'gpt-4o'" });
+	$fake->script('gpt-4o', { status => ref $refusal->{error} ? 400 : 422, body => $refusal });
+	my $asked = $gw->requests(
+		sub {
+			is($s->value("SELECT attempts || ' ' || response FROM llm_complete_detail('Hi', model => '$model')"), '2 echo: Hi', "$model: asked again without");
+			is($s->value("SELECT attempts || ' ' || response FROM llm_complete_detail('Hi', model => '$model')"), '1 echo: Hi', "$model: and not again with it");
+		});
+	is(join(' ', map { exists $_->{body}{stream_options} ? 'with' : 'without' } @$asked), 'with without without', "$model: stream_options");
+}
+$fake->script('gpt-4o', { status => 400, body => { error => { message => 'The word stream_options is rude.' } } });
+is($s->run(q{SELECT llm_complete('Hi', model => 'gpt-4o')})->{sqlstate}, 'LG008', 'a message that only mentions it is what it is');
 
 # The name of the token limit
 

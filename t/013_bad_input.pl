@@ -7,6 +7,7 @@ use utf8;
 
 use Encode qw(encode);
 use FindBin;
+use IO::Compress::Gzip qw(gzip $GzipError);
 use JSON::PP;
 use MIME::Base64 qw(encode_base64);
 use PostgreSQL::Test::Utils qw(slurp_file);
@@ -49,6 +50,14 @@ sub message
 
 # An answer with that JSON text as the value of a key that nobody knows.
 sub with_unknown { return { body => text_of($HI) =~ s/\}\z/,"unknown":$_[0]}/r } }
+
+sub gzipped
+{
+	my ($type, $text) = @_;
+	my $bytes = encode('UTF-8', $text);
+	gzip(\$bytes, \my $compressed) or die $GzipError;
+	return { headers => { 'content-type' => $type, 'content-encoding' => 'gzip' }, body_base64 => encode_base64($compressed, '') };
+}
 
 # A stream of these events, and its end.
 sub events { return join '', map { 'data: ' . text_of($_) . "\n\n" } @_, '[DONE]' }
@@ -355,7 +364,15 @@ hostile_ok(@$_)
 	[ 'a control character as it is', { body => "{\"choices\":[{\"index\":0,\"message\":{\"content\":\"a\x01b\"}}]}" }, 'malformed', qr/syntax error/ ],
 	[ 'UTF-16', { body_base64 => encode_base64(encode('UTF-16', text_of($HI)), '') }, 'malformed', qr/not UTF-8/ ],
 	[ 'overlong UTF-8', { body_base64 => encode_base64("{\"x\":\"\xc0\xaf\"}", '') }, 'malformed', qr/byte 7 is not UTF-8/ ],
-	[ 'a compressed body', { headers => { 'content-encoding' => 'gzip' }, body_base64 => encode_base64("\x1f\x8b\x08\0\0\0\0\0\0\x03", '') }, 'malformed', qr/not UTF-8|NUL/ ],
+	(map { [ "an answer that ended with $_", stream(delta({ content => 'some' }), { choices => [ { index => 0, delta => {}, finish_reason => $_ } ] }), 'server_error', qr/in the middle of the answer/ ] }
+		  qw(abort error network_error)),
+	[ 'a compressed body, unasked', gzipped('application/json', text_of($HI)), '', qr/hi\z/ ],
+	[ 'a compressed stream, unasked', gzipped('text/event-stream', events(delta({ content => 'hi' }), $STOP)), '', qr/hi\z/ ],
+	[ 'a body that is compressed by name only', { headers => { 'content-encoding' => 'gzip' }, body => text_of($HI) }, 'network', qr/the answer's content encoding cannot be undone/ ],
+	[ 'a body in an encoding that is unknown', { headers => { 'content-encoding' => 'rot13' }, body => text_of($HI) }, 'network', qr/the answer's content encoding cannot be undone/ ],
+	[ 'a body of 200 MB in 200 kB', gzipped('application/json', ' ' x 200_000_000), 'malformed', qr/max_response_size/ ],
+	[ 'BOM before a body', { body => "\x{feff}" . text_of($HI) }, '', qr/hi\z/ ],
+	[ 'BOM before an error', { status => 400, body => "\x{feff}" . '{"error":{"message":"No.","code":"content_filter"}}' }, 'content_policy', qr/HTTP 400: No\./ ],
 	[ 'BOM before a stream', { chunks => [ "\x{feff}" . events(delta({ content => 'hi' }), $STOP) ] }, '', qr/hi\z/ ],
 	[ 'BOM within a stream', { chunks => [ "data: \x{feff}" . text_of($STOP) . "\n\n" ] }, 'malformed', qr/not valid JSON/ ],
 	[ 'deep arrays', with_unknown('[' x 100_000), 'malformed', qr/nested too deeply/ ],
@@ -639,6 +656,46 @@ sub outcome_of
 	}
 	like(outcome_of(message(['hello'])), qr/\Amalformed\|/, 'message an array');
 	like(outcome_of(stream({ choices => [ { index => 0, delta => 'hello' } ] }, $STOP)), qr/\Amalformed\|/, 'delta a string');
+}
+for my $case ([ length => qw(length model_length model_context_window_exceeded max_tokens) ], [ stop => qw(stop eos eos_token stop_sequence end_turn) ])
+{
+	my ($reason, @words) = @$case;
+	for my $word (@words)
+	{
+		my $end = { choices => [ { index => 0, delta => {}, finish_reason => $word } ] };
+		$fake->script('m', stream(delta({ content => 'some' }), $end), { body => text_of({ choices => [ { index => 0, message => { content => 'some' }, finish_reason => $word } ] }) });
+		for my $way (qw(streamed whole))
+		{
+			$r = $s->run(q{SELECT finish_reason, response FROM llm_complete_detail('x', model => 'm')});
+			is($r->{out}, "$reason|some", "finish_reason $word, $way");
+			is($r->{err} =~ /the answer was cut/ ? 'length' : 'stop', $reason, 'and a warning if it was cut');
+		}
+	}
+}
+{
+	my @end = ({ choices => [ { index => 0, delta => {}, finish_reason => 'tool_calls' } ] });
+	my $calls = sub { return map { delta({ tool_calls => [$_] }) } @_ };
+	my %f = (id => 'c1', type => 'function', function => { name => 'f', arguments => '{"a":' });
+	my %rest = (id => '', function => { name => '', arguments => '1}' });
+	my %g = (id => '', function => { name => 'g', arguments => '{"b": 2}' });
+	for my $case (
+		[ 'numbered from 1',                        'f{"a":1}', stream($calls->({ index => 1, %f }, { index => 1, %rest }), @end) ],
+		[ 'without numbers, and an empty id',       'f{"a":1}', stream($calls->(\%f, \%rest), @end) ],
+		[ 'without numbers, and two names',         'f{"a":1} g{"b": 2}', stream($calls->(\%f, \%rest, \%g), @end) ],
+		[ 'in a message that is the only event',    'f{"a":1}', stream({ choices => [ { index => 0, message => { content => undef, tool_calls => [ { %f, function => { name => 'f', arguments => '{"a":1}' } } ] }, finish_reason => 'tool_calls' } ] }) ])
+	{
+		$fake->script('m', $case->[2]);
+		is($s->run(q{SELECT (SELECT string_agg((c->'function'->>'name') || (c->'function'->>'arguments'), ' ') FROM jsonb_array_elements(tool_calls) c) FROM llm_complete_detail('x', model => 'm')})->{out},
+			$case->[1], "tool calls $case->[0]");
+	}
+	is(outcome_of(stream({ choices => [ { index => 0, message => { content => 'hi' }, finish_reason => 'stop' } ] })), '|hi', 'a whole message as the only event');
+	is(outcome_of(stream(delta({ content => 'hi' }), { choices => [ { index => 0, message => { content => 'hi' }, finish_reason => 'stop' } ] })), '|hi', 'or after its pieces');
+}
+for my $type ('application/json', 'application/octet-stream', 'text/plain; charset=utf-8')
+{
+	is(outcome_of({ headers => { 'content-type' => $type }, body => events(delta({ content => 'hi' }), $STOP) }), '|hi', "a stream that is called $type");
+	is(outcome_of({ headers => { 'content-type' => $type }, body => ": wait\n\n" . events(delta({ content => 'hi' }), $STOP) }), '|hi', "the same, beginning with a comment");
+	is(outcome_of({ headers => { 'content-type' => $type }, body => text_of($HI) }), '|hi', "an answer that is called $type");
 }
 {
 	like(outcome_of(with_unknown('[' . '0,' x 1_200_000 . '0]')), qr/\Amalformed\|/, '1,200,000 values');

@@ -255,9 +255,11 @@ for my $provider (qw(ollama plain))
 	is_deeply([ @{$r}{qw(response input_tokens output_tokens)} ], [ 'echo: hi', 1000, 50 ], "$provider: usage");
 	cmp_ok(int($r->{cost_usd} * 1e6 + 0.5), '==', 1000 + 50 * 100, "$provider: cost");
 
-	# a prompt from the cache is not counted: 'hi' is 1 token, and the answer 2
+	# a prompt from the cache is not counted: 'hi' is 1 token
 	$r = row("llm_complete_detail('hi', model => '$provider/usage-0-50-0-0')");
-	cmp_ok(int($r->{cost_usd} * 1e6 + 0.5), '==', 1 + 2 * 100, "$provider: estimated cost");
+	is_deeply([ @{$r}{qw(input_tokens output_tokens)} ], [ 1, 50 ], "$provider: an uncounted prompt");
+	cmp_ok(int($r->{cost_usd} * 1e6 + 0.5), '==', 1 + 50 * 100, "$provider: its cost");
+	is($s->value('SELECT cost_source FROM llm_requests ORDER BY request_id DESC LIMIT 1'), 'estimate', "$provider: is an estimate");
 	$r = row("llm_complete_detail('hi', model => '$provider/empty+usage-10-0-0-0')");
 	cmp_ok(int($r->{cost_usd} * 1e6 + 0.5), '==', 10, "$provider: an answer of nothing");
 
@@ -284,6 +286,20 @@ for my $provider (qw(ollama plain))
 	is(scalar @{ $r->{tool_calls} }, 1, "$provider: text and a tool call");
 	$r = chat('hi', model => "$provider/tools-empty", tools => \@both);
 	is($r->{tool_calls}[0]{function}{arguments}, '{}', "$provider: no arguments");
+}
+
+# Lines are lines, whatever they are called and wherever they are cut
+for my $type ('application/json', 'application/ndjson', 'text/plain', undef)
+{
+	my @lines = map { $json->encode($_) } { message => { content => 'so' }, done => $false }, { message => { content => 'me' }, done => $true, done_reason => 'stop' };
+	for my $end ("\n", "\r\n")
+	{
+		my $text = join '', map { "$_$end" } @lines;
+		$fake->script('counted', { headers => { 'content-type' => $type }, chunks => [ split /(?<=\{)/, $text ] });
+		is(row(q{llm_complete_detail('hi', model => 'ollama/counted')})->{response}, 'some', 'lines called ' . ($type // 'nothing'));
+	}
+	$fake->script('counted', { headers => { 'content-type' => $type }, body => JSON::PP->new->pretty->encode({ message => { content => 'one' }, done => $true }) });
+	is(row(q{llm_complete_detail('hi', model => 'ollama/counted')})->{response}, 'one', 'a body of many lines called ' . ($type // 'nothing'));
 }
 
 # Bodies and lines as they might be sent by somebody who means no good.

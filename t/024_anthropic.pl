@@ -176,6 +176,16 @@ is($request->{headers}{'x-team'}, 'db', 'options.headers');
 is($request->{body}{max_tokens}, 500, 'options.max_tokens');
 is($request->{body}{system}, 'ours', 'options.extra wins');
 is($request->{body}{service_tier}, 'standard_only', 'and may choose a price');
+
+# More than a model gives is refused: of one whose limit is known no more is asked for
+$gw->add_models('claude', 'brief', { max_output_tokens => 100 });
+for my $case ([ undef, {}, 100 ], [ undef, { max_tokens => 500 }, 100 ], [ undef, { max_tokens => 50 }, 50 ], [ 1000, {}, 100 ], [ 70, {}, 70 ])
+{
+	my ($asked, $options, $sent) = @$case;
+	options($options);
+	$request = request_of(sub { chat('hi', model => 'claude/brief', defined $asked ? (max_tokens => $asked) : ()) });
+	is($request->{body}{max_tokens}, $sent, 'max_tokens ' . ($asked // 'none') . ', options ' . $json->encode($options));
+}
 options({ headers => { 'Anthropic-Version' => '2025-01-01', 'Anthropic-Beta' => 'c' }, beta => 'd' });
 $request = request_of(sub { chat('hi', model => 'claude/other') });
 is("$request->{headers}{'anthropic-version'} $request->{headers}{'anthropic-beta'}", '2025-01-01 c', 'headers win');
@@ -424,6 +434,7 @@ my @sequences = (
 	[ 'all again at the end', [ \%start, \%text, piece('x'), over('end_turn', { input_tokens => 10, output_tokens => 4, cache_read_input_tokens => 3, cache_creation_input_tokens => 2 }), \%end ], { response => 'x', input_tokens => 15, cached_input_tokens => 3, output_tokens => 4 } ],
 	[ 'counts that are none', [ \%start, \%text, piece('x'), over('end_turn', { output_tokens => -4 }), \%end ], { response => 'x', input_tokens => 1, output_tokens => 1 } ],
 	[ 'a count that is too large', [ \%start, \%text, piece('x'), over('end_turn', { input_tokens => 2_000_000_000, cache_read_input_tokens => 2_000_000_000, output_tokens => 1 }), \%end ], { response => 'x', input_tokens => 1, output_tokens => 1 } ],
+	[ 'usage at the beginning only', [ \%start, \%text, piece('x' x 40), over('end_turn', {}), \%end ], { response => 'x' x 40, output_tokens => 10 } ],
 	[ 'no usage', [ { type => 'message_start', message => {} }, \%text, piece('x'), over('end_turn', {}), \%end ], { response => 'x', input_tokens => 1, output_tokens => 1 } ],
 	[ 'two ends of the message', [ \%start, \%text, piece('x'), over(undef, { output_tokens => 2 }), over('max_tokens', { output_tokens => 3 }), \%end ], { response => 'x', finish_reason => 'length', output_tokens => 3 } ],
 	[ 'a relay that says [DONE]', [ \%start, \%text, piece('x'), over('end_turn'), \%end, "data: [DONE]\n\n" ], { response => 'x' } ],
