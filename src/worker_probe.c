@@ -75,6 +75,7 @@ static struct
 	int			size;
 	LlmInstant	look_at;		/* for probes that are due */
 	int			interval;		/* llm_gateway.probe_interval, then */
+	bool		enabled;		/* llm_gateway.enabled, then */
 	LlmInstant	write_at;		/* not before: writing events failed */
 	LlmInstant	next;			/* when a probe is due, as far as is known */
 }			probes = {.next = LLMGW_NEVER};
@@ -355,6 +356,7 @@ look(LlmInstant now)
 
 	/* drop_run() sets an earlier time */
 	probes.interval = llmgw_probe_interval;
+	probes.enabled = llmgw_enabled;
 	probes.look_at = llmgw_after_ms(now, probes.interval > 0 ?
 									Max(Min(probes.interval, LOOK_MS), MIN_LOOK_MS) : LOOK_MS);
 	probes.next = LLMGW_NEVER;
@@ -425,7 +427,8 @@ llmgw_probes_step(LlmBook *book)
 		llmgw_probes_abandon();
 		return;
 	}
-	if (now >= Min(probes.look_at, probes.next) || probes.interval != llmgw_probe_interval)
+	if (now >= Min(probes.look_at, probes.next) || probes.interval != llmgw_probe_interval ||
+		probes.enabled != llmgw_enabled)
 		look(now);
 	if (llmgw_probes_under_way())
 		llmgw_probes_turn(llmgw_now());

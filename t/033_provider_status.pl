@@ -325,6 +325,15 @@ my $n = asked('idle');
 sleep 1;
 is(scalar(asked('idle')), $n, '0: it is not');
 
+# the gateway is switched off while a provider waits for its probe
+provider('paused', breaker_cooldown => "'1 s'");
+break_it('paused');
+set_conf('llm_gateway.enabled', 'off');
+sleep 2;
+is(scalar(asked('paused')) . ' ' . state('paused'), '0 open', 'llm_gateway.enabled = off: there is no probe');
+set_conf('llm_gateway.enabled', 'on');
+ok(wait_until(sub { state('paused') eq 'closed' }, 15), 'on: it is probed soon');
+
 provider('patient', breaker_cooldown => "'3 s'");
 set_conf('llm_gateway.worker_idle_timeout', q{'300ms'});
 break_it('patient');

@@ -121,6 +121,29 @@ for my $how (qw(least_busy lowest_latency weighted))
 	is(status('x')->{state}, 'open', "$how: open");
 	$s->run(q{SELECT llm_complete('hi', model => 'both')}) for 1 .. 5;
 	ok(wait_until(sub { $s->run(q{SELECT llm_complete('hi', model => 'both')}); status('x')->{state} eq 'closed' }, 20), "$how: and closed by a call");
+
+	# parked for its key, until its row is written
+	$fake->script({ model => 'both', path => '/x' }, { behaviour => 'status-401' });
+	is($s->run(q{SELECT llm_complete('hi', model => 'x/both')})->{sqlstate}, 'LG009', "$how: a key is refused");
+	is(status('x')->{reason}, 'auth', "$how: parked");
+	$gw->sql(q{UPDATE llm_providers SET api_key = api_key WHERE name = 'x'});
+	$row = status('x');
+	ok($row->{state} eq 'closed' && !defined $row->{reason} && !defined $row->{next_probe_at}, "$how: its row is written: closed");
+	is($s->value(q{SELECT reason LIKE '%parked%' FROM llm_route('hi', model => 'x/both')}), 'f', "$how: llm_route knows");
+	$before = asked('x');
+	$s->run(q{SELECT llm_complete('hi', model => 'both')}) for 1 .. 20;
+	cmp_ok(asked('x') - $before, '>', 0, "$how: calls go there again") if $how ne 'lowest_latency';
+
+	# what an operator has reset has its share at once
+	$fake->script({ model => 'both', path => '/x' }, ('status-500') x 5);
+	for (1 .. 5)
+	{
+		$s->run(q{SELECT llm_complete('hi', model => 'x/both')});
+		$gw->admin->run(q{SELECT llm_breaker_reset('x')});
+	}
+	$before = asked('x');
+	$s->run(q{SELECT llm_complete('hi', model => 'both')}) for 1 .. 20;
+	cmp_ok(asked('x') - $before, '>=', 8, "$how: and at once after llm_breaker_reset") if $how ne 'lowest_latency';
 	$gw->sql(q{SELECT llm_breaker_reset('x'); DELETE FROM llm_models WHERE name = 'both'; DELETE FROM llm_providers WHERE name IN ('x', 'y')});
 }
 
