@@ -50,6 +50,9 @@
 #define FORBIDDEN_MS		5000
 #define UNSENT_MS			30000
 
+/* a probe that is to come within this time keeps the worker from leaving */
+#define PROBE_SOON_MS		600000
+
 /* how long to turn the loop at once: each turn is an attempt */
 #define TURN_MS				1000
 
@@ -400,10 +403,14 @@ look(LlmInstant now)
 	pfree(due);
 }
 
-LlmInstant
-llmgw_probes_next(void)
+bool
+llmgw_probes_wanted(void)
 {
-	return probes.next;
+	LlmBreakerEvent event;
+
+	return llmgw_probes_under_way() ||
+		probes.next <= llmgw_after_ms(llmgw_now(), PROBE_SOON_MS) ||
+		(llmgw_endpoint_has_events() && llmgw_endpoint_events(&event, 1) > 0);
 }
 
 LlmInstant
