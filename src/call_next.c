@@ -429,6 +429,10 @@ outcome_of(const LlmCall *call, const LlmAttempt *a, const LlmFailure *failure)
 
 	if (failure->error == LLMGW_OK)
 		return call->spec->probe != NULL ? LLMGW_OUTCOME_ALIVE : LLMGW_OUTCOME_SUCCESS;
+
+	/* a key that may not list models may be good for calls: one finds out */
+	if (failure->error == LLMGW_AUTH && call->plain && a->http_status == 403)
+		return LLMGW_OUTCOME_ALIVE;
 	if (failure->error == LLMGW_AUTH)
 		return LLMGW_OUTCOME_AUTH;
 	if (failure->error == LLMGW_QUOTA)

@@ -202,6 +202,13 @@ for (["probe = 'none'", "probe = 'models'"], ['enabled = false', 'enabled = true
 }
 $fake->reset;
 
+# a key that may not list models, but is good for calls
+provider('scoped');
+$fake->script({ model => '*', path => '/scoped' }, 'status-500', 'status-500', 'status-403');
+$s->run(q{SELECT llm_complete('hi', model => 'scoped')}) for 1 .. 2;
+is(state('scoped'), 'open', 'a provider whose key may not list models fails');
+ok(state_is('scoped', 'closed'), 'its refusal shows that it is back');
+
 # Failures of a probe by hand
 
 $fake->script({ model => '*', path => '/other' }, { behaviour => 'status-401', repeat => 1 });
