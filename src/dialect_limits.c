@@ -163,7 +163,7 @@ static int64
 provider_clock(const char *headers, int64 wall_clock)
 {
 	char	   *text = llmgw_http_header(headers, "date");
-	time_t		date = text != NULL ? curl_getdate(text, NULL) : (time_t) -1;
+	time_t		date = text !=NULL ? curl_getdate(text, NULL) : (time_t) -1;
 
 	return date == (time_t) -1 ? wall_clock : (int64) date;
 }
