@@ -275,15 +275,21 @@ look_around(LlmCall *call, LlmCandidate **later, LlmCandidate **open, bool *ende
 	return false;
 }
 
-/* Whether another model than this candidate's could take the call. */
+/* Whether another candidate than this one could take the call, as far as is known. */
 static bool
 has_alternatives(const LlmCall *call, const LlmCandidate *than)
 {
 	for (int i = 0; i < call->route.ncandidates; i++)
 	{
 		const LlmCandidate *c = &call->route.candidates[i];
+		LlmHealth	health;
 
-		if (c != than && is_left(call, c) && c->refused == LLMGW_ADMITTED)
+		if (c == than || !is_left(call, c) || c->refused != LLMGW_ADMITTED)
+			continue;
+
+		/* this call may not have asked it yet */
+		llmgw_endpoint_health(c->model->provider, &health);
+		if (health.closed || health.due)
 			return true;
 	}
 	return false;
@@ -423,6 +429,10 @@ outcome_of(const LlmCall *call, const LlmAttempt *a, const LlmFailure *failure)
 
 	if (failure->error == LLMGW_OK)
 		return call->spec->probe != NULL ? LLMGW_OUTCOME_ALIVE : LLMGW_OUTCOME_SUCCESS;
+
+	/* a key that may not list models may be good for calls: one finds out */
+	if (failure->error == LLMGW_AUTH && call->plain && a->http_status == 403)
+		return LLMGW_OUTCOME_ALIVE;
 	if (failure->error == LLMGW_AUTH)
 		return LLMGW_OUTCOME_AUTH;
 	if (failure->error == LLMGW_QUOTA)
@@ -462,7 +472,9 @@ llmgw_call_settle(LlmCall *call, const LlmFailure *failure)
 	s.error = failure->error;
 	s.message = a->message;
 	s.latency_us = a->latency_us;
-	s.tokens = a->usage.known ? a->usage.input + a->usage.output : -1;
+
+	/* not told: what is known to have come and gone, nothing after an error */
+	s.tokens = a->usage.input + a->usage.output;
 	if (failure->error == LLMGW_OK)
 		s.pause_ms = failure->retry_after_ms;
 	else

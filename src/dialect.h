@@ -219,7 +219,8 @@ typedef struct LlmDialect
 	/*
 	 * Limits, from the headers ("name: value" lines) and, in an error, the
 	 * body (may be NULL).  wall_clock: seconds since the Unix epoch, for
-	 * headers that give a date.
+	 * headers that give a date where there is no header Date to compare it
+	 * with.
 	 */
 	void		(*read_limits) (const char *headers, const char *body, size_t len,
 								int64 wall_clock, LlmRateInfo *info);

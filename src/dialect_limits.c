@@ -158,6 +158,16 @@ header_count(const char *headers, const char *name)
 	return value >= (double) PG_INT32_MAX ? PG_INT32_MAX : (int64) value;
 }
 
+/* What time the provider says that it is; ours, where it does not. */
+static int64
+provider_clock(const char *headers, int64 wall_clock)
+{
+	char	   *text = llmgw_http_header(headers, "date");
+	time_t		date = text !=NULL ? curl_getdate(text, NULL) : (time_t) -1;
+
+	return date == (time_t) -1 ? wall_clock : (int64) date;
+}
+
 /* RFC 9110, section 10.2.3: seconds (some send a fraction) or a date */
 static int64
 header_retry_after(const char *headers, int64 wall_clock)
@@ -337,6 +347,9 @@ void
 llmgw_read_limits(const char *headers, const char *body, size_t len,
 				  int64 wall_clock, LlmRateInfo *info)
 {
+	/* its moments are by its own clock */
+	wall_clock = provider_clock(headers, wall_clock);
+
 	info->retry_after_ms = header_ms(headers, "retry-after-ms");
 	if (info->retry_after_ms < 0)
 		info->retry_after_ms = header_ms(headers, "x-ms-retry-after-ms");

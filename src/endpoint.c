@@ -59,6 +59,7 @@ init_slot(LlmEndpoint *slot)
 	llmgw_limiter_init(&slot->limiter);
 	pg_atomic_init_u32(&slot->in_flight, 0);
 	pg_atomic_init_u32(&slot->closed, 1);
+	pg_atomic_init_u64(&slot->parked_mark, 0);
 	pg_atomic_init_u64(&slot->due_at, LLMGW_NEVER);
 	pg_atomic_init_u64(&slot->latency_us, 0);
 	pg_atomic_init_u64(&slot->failure_ppm, 0);
@@ -157,6 +158,7 @@ clear_slot(LlmEndpoint *slot)
 	llmgw_limiter_init(&slot->limiter);
 	pg_atomic_write_u32(&slot->in_flight, 0);
 	pg_atomic_write_u32(&slot->closed, 1);
+	pg_atomic_write_u64(&slot->parked_mark, 0);
 	pg_atomic_write_u64(&slot->due_at, LLMGW_NEVER);
 	pg_atomic_write_u64(&slot->latency_us, 0);
 	pg_atomic_write_u64(&slot->failure_ppm, 0);
@@ -322,6 +324,7 @@ llmgw_endpoint_note_change(LlmEndpoint *slot, const LlmBreakerBefore *before,
 	LlmBreakerEvent *event;
 
 	pg_atomic_write_u32(&slot->closed, after->state == LLMGW_BREAKER_CLOSED);
+	pg_atomic_write_u64(&slot->parked_mark, after->parked_mark);
 	pg_atomic_write_u64(&slot->due_at, llmgw_breaker_may_probe_at(after, LLMGW_ASK_CALL));
 	if (after->state == before->state &&
 		(after->state == LLMGW_BREAKER_CLOSED || after->reason == before->reason))
@@ -408,6 +411,7 @@ llmgw_endpoint_drop(const char *provider, uint64 fingerprint)
 			{
 				llmgw_breaker_reset(&slot->breaker, llmgw_now());
 				pg_atomic_write_u32(&slot->closed, 1);
+				pg_atomic_write_u64(&slot->parked_mark, 0);
 				slot->last_used = llmgw_now();
 			}
 		}

@@ -151,7 +151,7 @@ extern void llmgw_endpoint_abandon(LlmAdmission *admission);
 typedef struct LlmHealth
 {
 	bool		known;			/* it has a slot */
-	bool		closed;
+	bool		closed;			/* or will be with the next call */
 	bool		due;			/* it is not, and waits for a call to find out
 								 * how it is */
 	int			in_flight;

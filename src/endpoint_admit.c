@@ -208,12 +208,10 @@ take_room(LlmAdmission *admission, const LlmAdmitQuery *query, LlmEndpoint *slot
 }
 
 uint64
-llmgw_endpoint_mark(const LlmAdmitQuery *query)
+llmgw_endpoint_mark(const LlmProvider *provider, const char *key)
 {
-	uint64		key = query->key == NULL ? 0 :
-	hash_bytes_extended((const unsigned char *) query->key, strlen(query->key), 0);
-
-	return hash_combine64(query->provider->row_mark, key);
+	return hash_combine64(provider->row_mark, key == NULL ? 0 :
+						  hash_bytes_extended((const unsigned char *) key, strlen(key), 0));
 }
 
 static LlmInstant
@@ -258,7 +256,7 @@ llmgw_endpoint_admit(LlmAdmission *admission, const LlmAdmitQuery *query, LlmRef
 	const LlmProvider *provider = query->provider;
 	LlmAdmission elsewhere = {0};
 	LlmAdmission *here = admission;
-	uint64		mark = llmgw_endpoint_mark(query);
+	uint64		mark = llmgw_endpoint_mark(provider, query->key);
 	LlmBreakerAsk who = llmgw_endpoint_ask(provider, query->who);
 	int64		probe_us = llmgw_endpoint_probe_us(provider);
 	LlmEndpoint *slot;
@@ -337,6 +335,10 @@ llmgw_endpoint_admit(LlmAdmission *admission, const LlmAdmitQuery *query, LlmRef
 		answer = llmgw_breaker_ask(&slot->breaker, who, mark, probe_us, now, false,
 								   &here->pass);
 		Assert(answer == LLMGW_BREAKER_PASS || answer == LLMGW_BREAKER_PROBE);
+
+		/* it was parked for another row or key, which failed */
+		if (before.state != LLMGW_BREAKER_CLOSED && slot->breaker.state == LLMGW_BREAKER_CLOSED)
+			pg_atomic_write_u64(&slot->failure_ppm, 0);
 	}
 	pg_atomic_write_u32(&slot->in_flight, slot->limiter.in_flight);
 	changed = llmgw_endpoint_note_change(slot, &before, LLMGW_OK, NULL);

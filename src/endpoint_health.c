@@ -79,11 +79,22 @@ llmgw_endpoint_learn(LlmEndpoint *slot, const LlmSettlement *settlement, LlmInst
 	}
 }
 
+bool
+llmgw_endpoint_outdated(const LlmProvider *provider, uint64 parked_mark)
+{
+	const char *key;
+	char	   *reason;
+
+	return parked_mark != 0 && llmgw_config_key(provider, &key, &reason) &&
+		llmgw_endpoint_mark(provider, key) != parked_mark;
+}
+
 void
 llmgw_endpoint_health(const LlmProvider *provider, LlmHealth *health)
 {
 	LlmEndpoint *slot = provider->endpoint;
 	uint64		failure_ppm;
+	bool		outdated;
 
 	memset(health, 0, sizeof(*health));
 	health->closed = true;
@@ -98,13 +109,14 @@ llmgw_endpoint_health(const LlmProvider *provider, LlmHealth *health)
 		LWLockRelease(&slot->lock);
 	}
 	health->known = true;
-	health->closed = pg_atomic_read_u32(&slot->closed) != 0;
+	outdated = llmgw_endpoint_outdated(provider, pg_atomic_read_u64(&slot->parked_mark));
+	health->closed = outdated || pg_atomic_read_u32(&slot->closed) != 0;
 	health->due = !health->closed &&
 		(LlmInstant) pg_atomic_read_u64(&slot->due_at) <= llmgw_now();
 	health->in_flight = pg_atomic_read_u32(&slot->in_flight);
 	health->latency_us = pg_atomic_read_u64(&slot->latency_us);
 	failure_ppm = pg_atomic_read_u64(&slot->failure_ppm);
-	if (failure_ppm > 0)
+	if (failure_ppm > 0 && !outdated)
 		health->failures = failure_ppm / MILLION *
 			faded(pg_atomic_read_u64(&slot->settled_at), llmgw_now());
 }
@@ -234,10 +246,8 @@ llmgw_endpoint_problem(const LlmProvider *provider, int rank, int64 tokens)
 	strlcpy(message, slot->last_message, sizeof(message));
 	LWLockRelease(&slot->lock);
 
-	/*
-	 * the key is not known here: if the endpoint is parked, it is for this
-	 * one
-	 */
+	if (llmgw_endpoint_outdated(provider, breaker.parked_mark))
+		return limiter_words(obstacle, &provider->limits, nwaiters, easing, tokens, until, now);
 	answer = llmgw_breaker_ask(&breaker, who, breaker.parked_mark,
 							   llmgw_endpoint_probe_us(provider), now, true, &pass);
 	if (answer == LLMGW_BREAKER_REFUSED || answer == LLMGW_BREAKER_STOPPED)

@@ -15,7 +15,7 @@ llmgw_endpoint_look(const LlmAdmitQuery *query, LlmRefusal *refusal)
 	const LlmProvider *provider = query->provider;
 	LlmBreakerAsk who = llmgw_endpoint_ask(provider, query->who);
 	int64		probe_us = llmgw_endpoint_probe_us(provider);
-	uint64		mark = llmgw_endpoint_mark(query);
+	uint64		mark = llmgw_endpoint_mark(provider, query->key);
 	LlmEndpoint *slot = llmgw_endpoint_lock(provider, false);
 	LlmBreakerPass pass;
 	LlmBreakerAnswer answer;

@@ -45,6 +45,7 @@ struct LlmEndpoint
 	/* changed under the lock, read without */
 	pg_atomic_uint32 in_flight;
 	pg_atomic_uint32 closed;	/* 1: the breaker is */
+	pg_atomic_uint64 parked_mark;	/* the breaker's; 0: it is not parked */
 	pg_atomic_uint64 due_at;	/* LlmInstant: from when any call may probe it */
 	pg_atomic_uint64 latency_us;	/* decaying mean; 0: none yet */
 	pg_atomic_uint64 failure_ppm;	/* decaying share of failures, in
@@ -148,8 +149,17 @@ extern void llmgw_endpoint_learn(LlmEndpoint *slot, const LlmSettlement *settlem
  */
 extern LlmBreakerAsk llmgw_endpoint_ask(const LlmProvider *provider, LlmBreakerAsk who);
 
-/* Identifies the provider's row and key: what a parked endpoint is parked for. */
-extern uint64 llmgw_endpoint_mark(const LlmAdmitQuery *query);
+/*
+ * Identifies the provider's row and key (NULL: none): what a parked endpoint is
+ * parked for.
+ */
+extern uint64 llmgw_endpoint_mark(const LlmProvider *provider, const char *key);
+
+/*
+ * Whether a breaker that has this parked_mark is parked for another row or key
+ * than there is now: the next call closes it.  Reads the key: not under a lock.
+ */
+extern bool llmgw_endpoint_outdated(const LlmProvider *provider, uint64 parked_mark);
 
 /* How long a probe's pass is good: longer than a call to it may take. */
 extern int64 llmgw_endpoint_probe_us(const LlmProvider *provider);

@@ -13,16 +13,13 @@ bool
 llmgw_endpoint_status(const LlmProvider *provider, LlmEndpointStatus *status)
 {
 	LlmEndpoint *slot = llmgw_endpoint_lock(provider, false);
-	LlmInstant	opened_at;
-	LlmInstant	probe_at = 0;
+	LlmBreaker	breaker;
 	LlmInstant	limited_until;
 
 	if (slot == NULL)
 		return false;
 	memset(status, 0, sizeof(*status));
-	status->state = slot->breaker.state;
-	status->reason = slot->breaker.reason;
-	status->consecutive_failures = slot->breaker.nfailures;
+	breaker = slot->breaker;
 	status->in_flight = slot->limiter.in_flight;
 	status->waiting = slot->limiter.nwaiters;
 	status->latency_us = pg_atomic_read_u64(&slot->latency_us);
@@ -33,14 +30,17 @@ llmgw_endpoint_status(const LlmProvider *provider, LlmEndpointStatus *status)
 	status->last_error_at = slot->last_error_at;
 	status->last_probe_at = slot->last_probe_at;
 	status->last_probe_ok = slot->last_probe_ok;
-	opened_at = slot->breaker.opened_at;
-	if (slot->breaker.state == LLMGW_BREAKER_OPEN)
-		probe_at = slot->breaker.probe_at;
 	limited_until = slot->limiter.limited_until;
 	LWLockRelease(&slot->lock);
 
-	status->opened_at = llmgw_endpoint_wall_time(opened_at);
-	status->next_probe_at = llmgw_endpoint_wall_time(probe_at);
+	if (llmgw_endpoint_outdated(provider, breaker.parked_mark))
+		llmgw_breaker_reset(&breaker, llmgw_now());
+	status->state = breaker.state;
+	status->reason = breaker.reason;
+	status->consecutive_failures = breaker.nfailures;
+	status->opened_at = llmgw_endpoint_wall_time(breaker.opened_at);
+	if (breaker.state == LLMGW_BREAKER_OPEN)
+		status->next_probe_at = llmgw_endpoint_wall_time(breaker.probe_at);
 	if (limited_until > llmgw_now())
 		status->rate_limited_until = llmgw_endpoint_wall_time(limited_until);
 	return true;
@@ -59,7 +59,10 @@ by_hand(const LlmProvider *provider, bool lift, void (*fn) (LlmBreaker *breaker,
 	before = llmgw_endpoint_before(slot);
 	fn(&slot->breaker, llmgw_now());
 	if (lift)
+	{
 		llmgw_limiter_lift(&slot->limiter);
+		pg_atomic_write_u64(&slot->failure_ppm, 0);
+	}
 	changed = llmgw_endpoint_note_change(slot, &before, LLMGW_OK, NULL);
 	LWLockRelease(&slot->lock);
 	if (changed)

@@ -25,7 +25,7 @@
  * While a probe is under way, waiting is turning the loop (llmgw_probes_turn()),
  * which the latch ends as it ends any other wait; so booking goes on beside it.
  * The worker stays while one is to come soon, and wakes for it.  When it is to
- * leave, those under way are abandoned at once.
+ * leave, those under way are abandoned at once, and another worker is asked for.
  *
  * ERRORS
  *
@@ -86,9 +86,6 @@
 #define MIN_RETRY_MS			100
 #define MAX_LOCK_RETRY_MS		200
 #define MAX_RETRY_MS			5000
-
-/* a probe that is to come within this time keeps the worker from leaving */
-#define PROBE_SOON_MS			600000
 
 /* how often to look for rows that are too old */
 #define RETAIN_MS				60000
@@ -408,8 +405,7 @@ work(void)
 		if (llmgw_worker_idle_timeout > 0)
 			idle_at = llmgw_after_ms(last_record, llmgw_worker_idle_timeout);
 		wake_at = llmgw_after_ms(now, RETAIN_MS);
-		if (now >= idle_at && !llmgw_probes_under_way() &&
-			llmgw_probes_next() > llmgw_after_ms(now, PROBE_SOON_MS))
+		if (now >= idle_at && !llmgw_probes_wanted())
 		{
 			/* if it does not, something came */
 			llmgw_worker_leave_idle(book);

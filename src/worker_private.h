@@ -90,8 +90,11 @@ extern void llmgw_probes_turn(LlmInstant until);
 
 extern bool llmgw_probes_under_way(void);
 
-/* when a probe is to come; LLMGW_NEVER: none is, as far as is known */
-extern LlmInstant llmgw_probes_next(void);
+/*
+ * Whether a probe is under way or soon to come, or breakers have done something
+ * that is not written: a reason not to leave, or to ask for another worker.
+ */
+extern bool llmgw_probes_wanted(void);
 
 /* when llmgw_probes_step() is to be called, at the latest */
 extern LlmInstant llmgw_probes_wake_at(void);

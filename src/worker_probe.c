@@ -50,6 +50,9 @@
 #define FORBIDDEN_MS		5000
 #define UNSENT_MS			30000
 
+/* a probe that is to come within this time keeps the worker from leaving */
+#define PROBE_SOON_MS		600000
+
 /* how long to turn the loop at once: each turn is an attempt */
 #define TURN_MS				1000
 
@@ -75,6 +78,7 @@ static struct
 	int			size;
 	LlmInstant	look_at;		/* for probes that are due */
 	int			interval;		/* llm_gateway.probe_interval, then */
+	bool		enabled;		/* llm_gateway.enabled, then */
 	LlmInstant	write_at;		/* not before: writing events failed */
 	LlmInstant	next;			/* when a probe is due, as far as is known */
 }			probes = {.next = LLMGW_NEVER};
@@ -355,6 +359,7 @@ look(LlmInstant now)
 
 	/* drop_run() sets an earlier time */
 	probes.interval = llmgw_probe_interval;
+	probes.enabled = llmgw_enabled;
 	probes.look_at = llmgw_after_ms(now, probes.interval > 0 ?
 									Max(Min(probes.interval, LOOK_MS), MIN_LOOK_MS) : LOOK_MS);
 	probes.next = LLMGW_NEVER;
@@ -398,10 +403,14 @@ look(LlmInstant now)
 	pfree(due);
 }
 
-LlmInstant
-llmgw_probes_next(void)
+bool
+llmgw_probes_wanted(void)
 {
-	return probes.next;
+	LlmBreakerEvent event;
+
+	return llmgw_probes_under_way() ||
+		probes.next <= llmgw_after_ms(llmgw_now(), PROBE_SOON_MS) ||
+		(llmgw_endpoint_has_events() && llmgw_endpoint_events(&event, 1) > 0);
 }
 
 LlmInstant
@@ -425,7 +434,8 @@ llmgw_probes_step(LlmBook *book)
 		llmgw_probes_abandon();
 		return;
 	}
-	if (now >= Min(probes.look_at, probes.next) || probes.interval != llmgw_probe_interval)
+	if (now >= Min(probes.look_at, probes.next) || probes.interval != llmgw_probe_interval ||
+		probes.enabled != llmgw_enabled)
 		look(now);
 	if (llmgw_probes_under_way())
 		llmgw_probes_turn(llmgw_now());

@@ -46,18 +46,22 @@ void
 llmgw_worker_leave_slot(int code, Datum arg)
 {
 	LWLock	   *lock = llmgw_shmem_lock(LLMGW_LOCK_SPOOL);
+	bool		wanted;
 
 	/* of an error that nobody could handle */
 	LWLockReleaseAll();
 	if (llmgw_worker_slot == NULL)
 		return;
 
+	/* no call may come that asks for the next worker */
+	wanted = llmgw_probes_wanted();
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	if (llmgw_worker_slot->database == slot_database &&
 		llmgw_worker_slot->worker_pid == MyProcPid)
 	{
 		llmgw_worker_slot->worker_pid = 0;
-		pg_atomic_write_u32(&llmgw_worker_slot->worker_state, LLMGW_WORKER_NONE);
+		pg_atomic_write_u32(&llmgw_worker_slot->worker_state,
+							wanted ? LLMGW_WORKER_WANTED : LLMGW_WORKER_NONE);
 		ConditionVariableBroadcast(&llmgw_worker_slot->changed);
 	}
 	LWLockRelease(lock);

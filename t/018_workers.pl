@@ -116,7 +116,8 @@ ok($pid, 'it has started a worker');
 $row = status()->{ledger};
 is("$row->{pid} $row->{state} $row->{booked} $row->{pending_bytes} $row->{open_requests}", "$pid running 1 0 0", 'which llm_worker_status shows');
 ok($row->{started_at} && $row->{last_booked}, 'with its times');
-is($admin->value("SELECT application_name, backend_xmin IS NULL, state, xact_start IS NULL FROM pg_stat_activity WHERE pid = $pid"), 'llm_gateway worker|t|idle|t', 'it holds nothing while it waits');
+ok(wait_until(sub { $admin->value("SELECT application_name, backend_xmin IS NULL, state, xact_start IS NULL FROM pg_stat_activity WHERE pid = $pid") eq 'llm_gateway worker|t|idle|t' }),
+	'it holds nothing while it waits');
 is($admin->value("SELECT count(*) FROM pg_locks WHERE pid = $pid"), '0', 'no lock either');
 $s->value($call) for 1 .. 5;
 is(worker_of('postgres'), $pid, 'it stays for the next calls');

@@ -202,6 +202,13 @@ for (["probe = 'none'", "probe = 'models'"], ['enabled = false', 'enabled = true
 }
 $fake->reset;
 
+# a key that may not list models, but is good for calls
+provider('scoped');
+$fake->script({ model => '*', path => '/scoped' }, 'status-500', 'status-500', 'status-403');
+$s->run(q{SELECT llm_complete('hi', model => 'scoped')}) for 1 .. 2;
+is(state('scoped'), 'open', 'a provider whose key may not list models fails');
+ok(state_is('scoped', 'closed'), 'its refusal shows that it is back');
+
 # Failures of a probe by hand
 
 $fake->script({ model => '*', path => '/other' }, { behaviour => 'status-401', repeat => 1 });
@@ -267,8 +274,8 @@ $fake->reset;
 $admin->value("SELECT pg_terminate_backend($pid)");
 my $took = gone($pid, 10);
 ok(defined $took && $took < SOON, 'it does not wait for a probe when it is terminated');
+ok(state_is('hangs', 'closed'), 'the next one probes again, without a call');
 $s->value(q{SELECT llm_complete('hi', model => 'fine')});
-ok(state_is('hangs', 'closed'), 'the next one probes again');
 ok($gw->drained, 'and goes on');
 is($admin->value(q{SELECT string_agg(DISTINCT status, ',' ORDER BY status) FROM llm_requests WHERE operation = 'probe' AND provider = 'hangs'}), 'cancelled,ok', 'the ledger says for which probes nobody waited');
 is(status('hangs')->{in_flight}, 0, 'nothing stays behind');
@@ -281,6 +288,11 @@ $gw->add_models('hangs', 'hangs', { database => 'leaves' });
 $fake->script({ model => '*', path => '/leaves' }, 'status-500', 'status-500', 'silent');
 $gw->session('leaves')->run(q{SELECT llm_complete('hi', model => 'hangs')});
 ok(wait_until(sub { asked('leaves') }), 'a probe hangs in another database');
+my $connected = $gw->session('leaves');
+$took = $admin->run('DROP DATABASE leaves');
+is($took->{sqlstate}, '55006', 'which cannot be dropped while somebody is connected');
+ok(wait_until(sub { $connected->value(q{SELECT state FROM llm_provider_status}) eq 'closed' }, 20), 'then it is probed again, without a call');
+$connected->quit;
 $took = $admin->run('DROP DATABASE leaves');
 ok(!defined $took->{sqlstate}, 'which can be dropped') or diag($took->{err});
 ok($took->{seconds} < SOON, 'at once');
@@ -324,6 +336,15 @@ sleep 1;
 my $n = asked('idle');
 sleep 1;
 is(scalar(asked('idle')), $n, '0: it is not');
+
+# the gateway is switched off while a provider waits for its probe
+provider('paused', breaker_cooldown => "'1 s'");
+break_it('paused');
+set_conf('llm_gateway.enabled', 'off');
+sleep 2;
+is(scalar(asked('paused')) . ' ' . state('paused'), '0 open', 'llm_gateway.enabled = off: there is no probe');
+set_conf('llm_gateway.enabled', 'on');
+ok(wait_until(sub { state('paused') eq 'closed' }, 15), 'on: it is probed soon');
 
 provider('patient', breaker_cooldown => "'3 s'");
 set_conf('llm_gateway.worker_idle_timeout', q{'300ms'});

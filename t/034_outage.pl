@@ -4,6 +4,7 @@ use strict;
 use warnings;
 
 use FindBin;
+use POSIX ();
 use Test::More;
 use Time::HiRes qw(sleep time);
 
@@ -87,6 +88,28 @@ case_ok('a rate limit without a word of when',
 case_ok('a rate limit for ever', [ { behaviour => 'status-429', headers => { 'retry-after' => undef }, repeat => 'forever' } ],
 	primary => 2, backup => 1);
 case_ok('a rate limit for too long', [ { behaviour => 'status-429', headers => { 'retry-after' => '3600' }, repeat => 'forever' } ],
+	primary => 1, backup => 1);
+
+# its date is by the provider's clock, which may be wrong, or ours may be
+sub date { return POSIX::strftime('%a, %d %b %Y %H:%M:%S GMT', gmtime(time + $_[0])) }
+for my $clock (0, -7200, 7200)
+{
+	case_ok("a rate limit until a moment of a clock that is $clock s off",
+		[ { behaviour => 'status-429', headers => { date => date($clock), 'retry-after' => date($clock + 2) } } ],
+		primary => 2, backup => 0, at_least => 0.9);
+}
+for my $headers ({ 'retry-after' => '0.9' }, { 'retry-after-ms' => '900', 'retry-after' => '3600' }, { 'x-ms-retry-after-ms' => '900', 'retry-after' => undef },
+	{ 'retry-after' => undef, 'x-ratelimit-remaining-requests' => '0', 'x-ratelimit-reset-requests' => '900ms' })
+{
+	case_ok('a rate limit, told by ' . join(' and ', map { "$_: " . ($headers->{$_} // 'none') } sort keys %$headers),
+		[ { behaviour => 'status-429', headers => $headers } ],
+		primary => 2, backup => 0, at_least => 0.85);
+}
+case_ok("a rate limit until nobody knows when: $_",
+	[ { behaviour => 'status-429', headers => { 'retry-after' => $_ } } ],
+	primary => 2, backup => 0)
+  for 'NaN', '-30', 'soon';
+case_ok('a rate limit for too long, in figures that no clock has', [ { behaviour => 'status-429', headers => { 'retry-after' => '9' x 30 } } ],
 	primary => 1, backup => 1);
 case_ok('500, once', ['status-500'], primary => 2, backup => 0);
 case_ok('500 for ever', [ { behaviour => 'status-500', repeat => 'forever' } ], primary => 2, backup => 1);

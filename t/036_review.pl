@@ -87,6 +87,29 @@ error_ok($r, { sqlstate => 'LG002', message => qr/all 2 of requests_per_minute a
 cmp_ok($r->{seconds}, '<', 5, 'then it says so at once');
 $gw->sql(q{DELETE FROM llm_models WHERE provider = 'few'; DELETE FROM llm_providers WHERE name = 'few'});
 
+# What a failed attempt did not use is there for the next one
+
+$gw->add_provider('tokens', $fake->url('/t'), { tokens_per_minute => 100 });
+$gw->add_models('tokens', 'tpm');
+$fake->script({ model => 'tpm', path => '/t' }, 'status-500', 'default', 'default');
+$row = row($other, q{SELECT * FROM llm_complete_detail('x', model => 'tpm', max_tokens => 60, timeout_ms => 20000)});
+is("$row->{attempts} " . ($row->{response} // $row->{error_message}), '2 echo: x', 'tokens_per_minute has room for a retry after an error');
+$gw->sql(q{DELETE FROM llm_models WHERE provider = 'tokens'; DELETE FROM llm_providers WHERE name = 'tokens'});
+
+# A provider that wants a longer pause than is waited for beside another one, which is out of service
+
+$fake->reset;
+$gw->admin->run(q{SELECT llm_breaker_open('wide')});
+$fake->script({ model => 'tight', path => '/n' }, { behaviour => 'status-429', headers => { 'retry-after' => '15' } });
+$other->start(q{SELECT llm_complete('x')});
+sleep 1.5;
+$r = cancel($other);
+is($r->{sqlstate}, '57014', 'it is waited for, since there is nobody else') or diag($r->{err});
+$gw->admin->run(q{SELECT llm_breaker_reset(name) FROM llm_providers});
+$fake->script({ model => 'tight', path => '/n' }, { behaviour => 'status-429', headers => { 'retry-after' => '15' } });
+is($other->value(q{SELECT model FROM llm_complete_detail('x')}), 'loose', 'in service, it is asked instead');
+$gw->admin->run(q{SELECT llm_breaker_reset(name) FROM llm_providers});
+
 # The breaker opens while others wait
 
 $gw->add_provider('dead', $fake->url('/d'), { max_concurrency => 1, breaker_failures => 1, first_byte_timeout => "'700 ms'", probe => "'none'" });
@@ -121,6 +144,29 @@ for my $how (qw(least_busy lowest_latency weighted))
 	is(status('x')->{state}, 'open', "$how: open");
 	$s->run(q{SELECT llm_complete('hi', model => 'both')}) for 1 .. 5;
 	ok(wait_until(sub { $s->run(q{SELECT llm_complete('hi', model => 'both')}); status('x')->{state} eq 'closed' }, 20), "$how: and closed by a call");
+
+	# parked for its key, until its row is written
+	$fake->script({ model => 'both', path => '/x' }, { behaviour => 'status-401' });
+	is($s->run(q{SELECT llm_complete('hi', model => 'x/both')})->{sqlstate}, 'LG009', "$how: a key is refused");
+	is(status('x')->{reason}, 'auth', "$how: parked");
+	$gw->sql(q{UPDATE llm_providers SET api_key = api_key WHERE name = 'x'});
+	$row = status('x');
+	ok($row->{state} eq 'closed' && !defined $row->{reason} && !defined $row->{next_probe_at}, "$how: its row is written: closed");
+	is($s->value(q{SELECT reason LIKE '%parked%' FROM llm_route('hi', model => 'x/both')}), 'f', "$how: llm_route knows");
+	$before = asked('x');
+	$s->run(q{SELECT llm_complete('hi', model => 'both')}) for 1 .. 20;
+	cmp_ok(asked('x') - $before, '>', 0, "$how: calls go there again") if $how ne 'lowest_latency';
+
+	# what an operator has reset has its share at once
+	$fake->script({ model => 'both', path => '/x' }, ('status-500') x 5);
+	for (1 .. 5)
+	{
+		$s->run(q{SELECT llm_complete('hi', model => 'x/both')});
+		$gw->admin->run(q{SELECT llm_breaker_reset('x')});
+	}
+	$before = asked('x');
+	$s->run(q{SELECT llm_complete('hi', model => 'both')}) for 1 .. 20;
+	cmp_ok(asked('x') - $before, '>=', 8, "$how: and at once after llm_breaker_reset") if $how ne 'lowest_latency';
 	$gw->sql(q{SELECT llm_breaker_reset('x'); DELETE FROM llm_models WHERE name = 'both'; DELETE FROM llm_providers WHERE name IN ('x', 'y')});
 }
 

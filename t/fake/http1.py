@@ -186,7 +186,9 @@ def _head(plan: Plan, keep_alive: bool) -> bytes:
         lines.append("transfer-encoding: chunked")
     if not reusable(plan, keep_alive):
         lines.append("connection: close")
-    return "\r\n".join((*lines, _date(int(time.time())), "", "")).encode("utf-8", "surrogateescape")
+    if "date" not in plan.headers:
+        lines.append(_date(int(time.time())))
+    return "\r\n".join((*lines, "", "")).encode("utf-8", "surrogateescape")
 
 
 @functools.lru_cache(maxsize=64)
