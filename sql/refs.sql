@@ -114,6 +114,20 @@ SELECT count(*) FROM llm_models;
 SELECT provider, count(*) FROM llm_error_policies GROUP BY 1;
 DELETE FROM llm_routing_rules;
 
+-- What is replayed was looked after where it was written, and comes in an order of its own
+INSERT INTO llm_providers(name, kind) VALUES ('p', 'mock');
+INSERT INTO llm_models(provider, name) VALUES ('p', 'm');
+SET session_replication_role = replica;
+UPDATE llm_models SET provider = 'q' WHERE provider = 'p';
+UPDATE llm_providers SET name = 'q' WHERE name = 'p';
+RESET session_replication_role;
+SELECT llm_complete('x', model => 'q/m');
+SET session_replication_role = replica;
+DELETE FROM llm_providers WHERE name = 'q';
+SELECT provider, name FROM llm_models;
+DELETE FROM llm_models;
+RESET session_replication_role;
+
 -- A column's type is not taken for granted
 BEGIN;
 ALTER TABLE llm_providers ALTER COLUMN failure_domain TYPE integer USING 1;
