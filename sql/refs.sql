@@ -138,6 +138,20 @@ ALTER TABLE llm_tiers ALTER COLUMN notice TYPE integer USING 1;
 SELECT llm_complete('x');
 ROLLBACK;
 
+-- Nor is it that a column has a value
+BEGIN;
+ALTER TABLE llm_budgets ALTER COLUMN on_exhausted DROP NOT NULL;
+INSERT INTO llm_budgets(name, on_exhausted) VALUES ('b', NULL);
+SELECT llm_complete('x');
+ROLLBACK;
+BEGIN;
+INSERT INTO llm_providers(name, kind) VALUES ('p', 'mock');
+INSERT INTO llm_models(provider, name) VALUES ('p', 'm');
+ALTER TABLE llm_models ALTER COLUMN tier DROP NOT NULL;
+UPDATE llm_models SET tier = NULL;
+SELECT llm_complete('x');
+ROLLBACK;
+
 -- A replaced seed
 BEGIN;
 INSERT INTO llm_priorities(name, rank) VALUES ('critical', 5)
