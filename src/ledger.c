@@ -73,7 +73,7 @@ warn_without_worker(LlmSpoolShared *spool)
 	int			pid;
 	int			procno;
 
-	if (warned)
+	if (warned || !IsPostmasterEnvironment)
 		return;
 	if (pg_atomic_read_u32(&spool->no_worker) == 0)
 	{

@@ -54,7 +54,9 @@ clear_slot(LlmSpoolShared *slot)
 	pg_atomic_init_u32(&slot->worker_state, LLMGW_WORKER_NONE);
 	pg_atomic_init_u32(&slot->worker_sleeps, 0);
 	pg_atomic_init_u32(&slot->blocked, 0);
-	pg_atomic_init_u32(&slot->no_worker, 0);
+
+	/* in single-user mode there is none, and none will come */
+	pg_atomic_init_u32(&slot->no_worker, IsPostmasterEnvironment ? 0 : 1);
 	pg_atomic_init_u64(&slot->requests_booked, 0);
 	pg_atomic_init_u64(&slot->requests_open, 0);
 	pg_atomic_init_u64(&slot->records_discarded, 0);

@@ -5,6 +5,7 @@ use strict;
 use warnings;
 
 use FindBin;
+use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -563,6 +564,26 @@ is(status($b)->{ledger}{state}, 'none', 'which has no worker');
 $b->quit;
 soon_ok('DROP DATABASE second', 'and can be dropped');
 
+# Single-user mode, where there are no workers at all
+
+delete $gw->{admin};
+$s->quit;
+$node->stop;
+$r = time;
+my ($single, $said) = ('', '');
+{
+	local $ENV{PGOPTIONS};
+	my $statements = join '', map { "$call;\n" } 1 .. 4;
+	IPC::Run::run([ $node->installed_command('postgres'), '--single', '-j', '-D', $node->data_dir, 'postgres' ],
+		'<', \$statements, '>', \$single, '2>', \$said);
+}
+is(() = $single =~ /"echo: hi"/g, 4, 'in single-user mode calls are made') or diag($single, $said);
+cmp_ok(time - $r, '<', 8, 'and wait for nobody');
+unlike($said, qr/WARNING/, 'without a word');
+$node->start;
+$admin = $gw->admin;
+ok($gw->drained(60), 'the next start books them');
+
 # A crash
 
 $node->append_conf('postgresql.conf', 'restart_after_crash = on');
@@ -579,7 +600,7 @@ $admin = $gw->admin;
 $s = $gw->session;
 ok(wait_until(sub { status()->{launcher}{state} eq 'running' }, 20), 'with the launcher');
 $s->value($call);
-is($s->value(q{SELECT count(*) FROM llm_requests WHERE status = 'ok'}), '45', 'calls are in the ledger when they return');
+is($s->value(q{SELECT count(*) FROM llm_requests WHERE status = 'ok'}), '49', 'calls are in the ledger when they return');
 unlike($gw->log_text, qr/PANIC:|TRAP:|signal (?!9:)\d+/, 'nothing else has crashed');
 
 done_testing();
