@@ -152,6 +152,37 @@ UPDATE llm_models SET tier = NULL;
 SELECT llm_complete('x');
 ROLLBACK;
 
+-- Nor that a table is one
+BEGIN;
+ALTER TABLE llm_tiers RENAME TO own_tiers;
+CREATE TABLE llm_tiers (LIKE own_tiers) PARTITION BY LIST (name);
+ALTER EXTENSION llm_gateway ADD TABLE llm_tiers;
+SELECT llm_complete('x');
+ROLLBACK;
+BEGIN;
+ALTER TABLE llm_tiers RENAME TO own_tiers;
+CREATE VIEW llm_tiers AS SELECT * FROM own_tiers;
+INSERT INTO llm_providers(name, kind) VALUES ('p', 'mock');
+INSERT INTO llm_models(provider, name) VALUES ('p', 'm');
+ROLLBACK;
+BEGIN;
+INSERT INTO llm_providers(name, kind) VALUES ('p', 'mock');
+INSERT INTO llm_models(provider, name) VALUES ('p', 'm');
+ALTER TABLE llm_cache RENAME TO own_cache;
+CREATE TABLE llm_cache (LIKE own_cache) PARTITION BY LIST (key);
+ALTER EXTENSION llm_gateway ADD TABLE llm_cache;
+SELECT llm_complete('x', cache => 'on');
+ROLLBACK;
+BEGIN;
+INSERT INTO llm_providers(name, kind) VALUES ('p', 'mock');
+INSERT INTO llm_models(provider, name) VALUES ('p', 'm');
+INSERT INTO llm_budgets(name, limit_usd) VALUES ('b', 1);
+ALTER TABLE _llm_budget_spend RENAME TO own_spend;
+CREATE TABLE _llm_budget_spend (LIKE own_spend) PARTITION BY LIST (budget_id);
+ALTER EXTENSION llm_gateway ADD TABLE _llm_budget_spend;
+SELECT llm_complete('x');
+ROLLBACK;
+
 -- A replaced seed
 BEGIN;
 INSERT INTO llm_priorities(name, rank) VALUES ('critical', 5)

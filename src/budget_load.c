@@ -38,6 +38,7 @@ static Relation
 open_table(const LlmConfig *config)
 {
 	Oid			relid = get_relname_relid(SPEND_TABLE, config->schema);
+	Relation	rel;
 
 	if (!OidIsValid(relid) ||
 		getExtensionOfObject(RelationRelationId, relid) != config->extension)
@@ -45,7 +46,9 @@ open_table(const LlmConfig *config)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"%s\" of extension \"llm_gateway\" is missing", SPEND_TABLE),
 				 errhint("Run ALTER EXTENSION llm_gateway UPDATE, or drop and create the extension.")));
-	return table_open(relid, AccessShareLock);
+	rel = table_open(relid, AccessShareLock);
+	llmgw_check_scannable(rel);
+	return rel;
 }
 
 /*
