@@ -138,6 +138,14 @@ ALTER TABLE llm_tiers ALTER COLUMN notice TYPE integer USING 1;
 SELECT llm_complete('x');
 ROLLBACK;
 
+BEGIN;
+INSERT INTO llm_providers(name, kind) VALUES ('p', 'mock');
+INSERT INTO llm_models(provider, name) VALUES ('p', 'm');
+INSERT INTO llm_budgets(name, limit_usd) VALUES ('b', 1);
+ALTER TABLE _llm_budget_spend ALTER COLUMN spent_nano TYPE numeric;
+SELECT llm_complete('x');
+ROLLBACK;
+
 -- Nor is it that a column has a value
 BEGIN;
 ALTER TABLE llm_budgets ALTER COLUMN on_exhausted DROP NOT NULL;
