@@ -16,7 +16,7 @@ checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd /    # the cluster's user may be unable to read the checkout
 
 export LC_ALL=C.UTF-8    # clusters in UTF-8, messages in English
-unset PGSERVICE PGOPTIONS PGHOSTADDR PGSSLMODE
+unset PGSERVICE PGOPTIONS PGHOSTADDR PGSSLMODE PGPORT PGDATA
 
 settings=()    # more lines for postgresql.conf of the clusters to be started
 clusters=()    # data directories of running servers
