@@ -24,7 +24,7 @@ esac
 cd /    # the cluster's user may be unable to read the checkout
 
 export LC_ALL=C.UTF-8    # clusters in UTF-8, messages in English
-unset PGSERVICE PGOPTIONS PGHOSTADDR PGSSLMODE
+unset PGSERVICE PGOPTIONS PGHOSTADDR PGSSLMODE PGPORT PGDATA
 
 settings=()    # more lines for postgresql.conf of the clusters to be started
 clusters=()    # data directories of running servers

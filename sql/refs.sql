@@ -114,6 +114,20 @@ SELECT count(*) FROM llm_models;
 SELECT provider, count(*) FROM llm_error_policies GROUP BY 1;
 DELETE FROM llm_routing_rules;
 
+-- What is replayed was looked after where it was written, and comes in an order of its own
+INSERT INTO llm_providers(name, kind) VALUES ('p', 'mock');
+INSERT INTO llm_models(provider, name) VALUES ('p', 'm');
+SET session_replication_role = replica;
+UPDATE llm_models SET provider = 'q' WHERE provider = 'p';
+UPDATE llm_providers SET name = 'q' WHERE name = 'p';
+RESET session_replication_role;
+SELECT llm_complete('x', model => 'q/m');
+SET session_replication_role = replica;
+DELETE FROM llm_providers WHERE name = 'q';
+SELECT provider, name FROM llm_models;
+DELETE FROM llm_models;
+RESET session_replication_role;
+
 -- A column's type is not taken for granted
 BEGIN;
 ALTER TABLE llm_providers ALTER COLUMN failure_domain TYPE integer USING 1;
@@ -121,6 +135,59 @@ SAVEPOINT s;
 INSERT INTO llm_providers(name, kind, failure_domain) VALUES ('a', 'mock', 7);
 ROLLBACK TO s;
 ALTER TABLE llm_tiers ALTER COLUMN notice TYPE integer USING 1;
+SELECT llm_complete('x');
+ROLLBACK;
+
+BEGIN;
+INSERT INTO llm_providers(name, kind) VALUES ('p', 'mock');
+INSERT INTO llm_models(provider, name) VALUES ('p', 'm');
+INSERT INTO llm_budgets(name, limit_usd) VALUES ('b', 1);
+ALTER TABLE _llm_budget_spend ALTER COLUMN spent_nano TYPE numeric;
+SELECT llm_complete('x');
+ROLLBACK;
+
+-- Nor is it that a column has a value
+BEGIN;
+ALTER TABLE llm_budgets ALTER COLUMN on_exhausted DROP NOT NULL;
+INSERT INTO llm_budgets(name, on_exhausted) VALUES ('b', NULL);
+SELECT llm_complete('x');
+ROLLBACK;
+BEGIN;
+INSERT INTO llm_providers(name, kind) VALUES ('p', 'mock');
+INSERT INTO llm_models(provider, name) VALUES ('p', 'm');
+ALTER TABLE llm_models ALTER COLUMN tier DROP NOT NULL;
+UPDATE llm_models SET tier = NULL;
+SELECT llm_complete('x');
+ROLLBACK;
+
+-- Nor that a table is one
+BEGIN;
+ALTER TABLE llm_tiers RENAME TO own_tiers;
+CREATE TABLE llm_tiers (LIKE own_tiers) PARTITION BY LIST (name);
+ALTER EXTENSION llm_gateway ADD TABLE llm_tiers;
+SELECT llm_complete('x');
+ROLLBACK;
+BEGIN;
+ALTER TABLE llm_tiers RENAME TO own_tiers;
+CREATE VIEW llm_tiers AS SELECT * FROM own_tiers;
+INSERT INTO llm_providers(name, kind) VALUES ('p', 'mock');
+INSERT INTO llm_models(provider, name) VALUES ('p', 'm');
+ROLLBACK;
+BEGIN;
+INSERT INTO llm_providers(name, kind) VALUES ('p', 'mock');
+INSERT INTO llm_models(provider, name) VALUES ('p', 'm');
+ALTER TABLE llm_cache RENAME TO own_cache;
+CREATE TABLE llm_cache (LIKE own_cache) PARTITION BY LIST (key);
+ALTER EXTENSION llm_gateway ADD TABLE llm_cache;
+SELECT llm_complete('x', cache => 'on');
+ROLLBACK;
+BEGIN;
+INSERT INTO llm_providers(name, kind) VALUES ('p', 'mock');
+INSERT INTO llm_models(provider, name) VALUES ('p', 'm');
+INSERT INTO llm_budgets(name, limit_usd) VALUES ('b', 1);
+ALTER TABLE _llm_budget_spend RENAME TO own_spend;
+CREATE TABLE _llm_budget_spend (LIKE own_spend) PARTITION BY LIST (budget_id);
+ALTER EXTENSION llm_gateway ADD TABLE _llm_budget_spend;
 SELECT llm_complete('x');
 ROLLBACK;
 

@@ -22,6 +22,7 @@
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_index.h"
+#include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "common/int.h"
 #include "utils/fmgroids.h"
@@ -30,6 +31,7 @@
 #include "utils/snapmgr.h"
 
 #include "budget.h"
+#include "config_check.h"
 #include "spool.h"
 
 #define SPEND_TABLE		"_llm_budget_spend"
@@ -38,6 +40,7 @@ static Relation
 open_table(const LlmConfig *config)
 {
 	Oid			relid = get_relname_relid(SPEND_TABLE, config->schema);
+	Relation	rel;
 
 	if (!OidIsValid(relid) ||
 		getExtensionOfObject(RelationRelationId, relid) != config->extension)
@@ -45,7 +48,9 @@ open_table(const LlmConfig *config)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"%s\" of extension \"llm_gateway\" is missing", SPEND_TABLE),
 				 errhint("Run ALTER EXTENSION llm_gateway UPDATE, or drop and create the extension.")));
-	return table_open(relid, AccessShareLock);
+	rel = table_open(relid, AccessShareLock);
+	llmgw_check_scannable(rel);
+	return rel;
 }
 
 /*
@@ -65,18 +70,6 @@ llmgw_budget_is_settled(const LlmConfig *config, int wait_ms)
 	just_made = rel->rd_createSubid != InvalidSubTransactionId;
 	table_close(rel, AccessShareLock);
 	return just_made || llmgw_spool_drained(wait_ms);
-}
-
-static AttrNumber
-column(Relation rel, const char *name)
-{
-	AttrNumber	number = get_attnum(RelationGetRelid(rel), name);
-
-	if (number == InvalidAttrNumber)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("column \"%s\" of table \"%s\" is missing", name, SPEND_TABLE)));
-	return number;
 }
 
 /* Whether it is one of all rows by those two columns, in that order. */
@@ -115,7 +108,7 @@ static int64
 read_spent(const LlmConfig *config, int64 id, TimestampTz period_start)
 {
 	Relation	rel = open_table(config);
-	AttrNumber	spent_column = column(rel, "spent_nano");
+	AttrNumber	spent_column = llmgw_typed_column(rel, "spent_nano", INT8OID);
 	Snapshot	snapshot = RegisterSnapshot(GetNonHistoricCatalogSnapshot(RelationGetRelid(rel)));
 	ScanKeyData keys[2];
 	Oid			index;
@@ -123,9 +116,9 @@ read_spent(const LlmConfig *config, int64 id, TimestampTz period_start)
 	HeapTuple	tuple;
 	int64		spent = 0;
 
-	ScanKeyInit(&keys[0], column(rel, "budget_id"), BTEqualStrategyNumber, F_INT8EQ,
+	ScanKeyInit(&keys[0], llmgw_typed_column(rel, "budget_id", INT8OID), BTEqualStrategyNumber, F_INT8EQ,
 				Int64GetDatum(id));
-	ScanKeyInit(&keys[1], column(rel, "period_start"), BTEqualStrategyNumber,
+	ScanKeyInit(&keys[1], llmgw_typed_column(rel, "period_start", TIMESTAMPTZOID), BTEqualStrategyNumber,
 				F_TIMESTAMPTZ_EQ, TimestampTzGetDatum(period_start));
 	index = find_index(rel, keys);
 	scan = systable_beginscan(rel, index, OidIsValid(index), SnapshotAny, 2, keys);

@@ -58,6 +58,7 @@ llmgw_cache_open(const LlmConfig *config, bool wait)
 {
 	static uint64 generation = 0;
 	static Oid	relid = InvalidOid;
+	Relation	rel;
 
 	if (generation != config->generation)
 	{
@@ -73,7 +74,10 @@ llmgw_cache_open(const LlmConfig *config, bool wait)
 		LockRelationOid(relid, AccessShareLock);
 	else if (!ConditionalLockRelationOid(relid, AccessShareLock))
 		return NULL;
-	return try_table_open(relid, NoLock);
+	rel = try_table_open(relid, NoLock);
+	if (rel != NULL)
+		llmgw_check_scannable(rel);
+	return rel;
 }
 
 int

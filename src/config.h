@@ -286,6 +286,12 @@ extern bool llmgw_config_key(const LlmProvider *provider, const char **key, char
  */
 extern void llmgw_config_invalidate(Relation rel);
 
+/*
+ * Raises unless the rows of a table of the extension can be scanned directly:
+ * those of a partitioned or foreign table, or of a view in its place, cannot.
+ */
+extern void llmgw_check_scannable(Relation rel);
+
 /* config_load.c, for config.c and the admin functions */
 
 #define LLMGW_NCONFIG_TABLES	9

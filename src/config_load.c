@@ -122,18 +122,33 @@ llmgw_config_find_tables(LlmConfigTables *tables)
 	}
 }
 
+void
+llmgw_check_scannable(Relation rel)
+{
+	if (rel->rd_rel->relkind != RELKIND_RELATION)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" of extension \"llm_gateway\" must be an ordinary table",
+						RelationGetRelationName(rel)),
+				 errdetail_relkind_not_supported(rel->rd_rel->relkind),
+				 errhint("Put the extension's own table back in its place.")));
+}
+
 /* Reads a table into an array of items in the current memory context. */
 static void *
 read_table(LlmConfig *config, const LlmConfigTables *tables, int which, int *count)
 {
 	Relation	rel = table_open(tables->relations[which], AccessShareLock);
-	TableScanDesc scan = table_beginscan(rel, SnapshotAny, 0, NULL);
-	LlmConfigRow row = {table_info[which].name, table_slot_create(rel, NULL), secrets, nsecrets};
+	TableScanDesc scan;
+	LlmConfigRow row = {table_info[which].name, NULL, secrets, nsecrets};
 	size_t		size = table_info[which].item_size;
 	int			allocated = 16;
 	char	   *items = palloc0(size * allocated);
 	int			n = 0;
 
+	llmgw_check_scannable(rel);
+	row.slot = table_slot_create(rel, NULL);
+	scan = table_beginscan(rel, SnapshotAny, 0, NULL);
 	while (table_scan_getnextslot(scan, ForwardScanDirection, row.slot))
 	{
 		if (!table_tuple_satisfies_snapshot(rel, row.slot, snapshot))

@@ -7,7 +7,9 @@
  * reason: pg_dump restores the definition of an extension's table before all
  * data, its foreign keys included, and a parallel restore knows no order among
  * the data of tables.  It would lose models whose provider comes a moment
- * later.  Here a row is taken on trust while a superuser restores a dump.
+ * later.  Here a row is taken on trust while a superuser restores a dump.  What a
+ * subscriber replays is another server's, where its references were looked after and
+ * what follows was written, too: it comes in an order of its own.
  *
  * Races are excluded in the way of foreign keys: who refers to a row locks it,
  * and who deletes or renames a row has locked it before the trigger runs and
@@ -25,6 +27,7 @@
 #include "access/xact.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_type.h"
+#include "commands/trigger.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -60,6 +63,13 @@ static const Reference references[] =
 	{"llm_routing_rules", "model", "llm_providers", "provider",.loose = true,.prefix = true},
 	{"llm_budgets", "model", "llm_providers", "provider",.loose = true,.prefix = true},
 };
+
+/* As triggers of foreign keys, ours leave alone what is replayed. */
+static bool
+replaying(void)
+{
+	return SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA;
+}
 
 /* Scans for rows whose column has that value; by the primary key if that begins with it. */
 static SysScanDesc
@@ -148,6 +158,8 @@ check_reference(const LlmRow *row, const Reference *ref, const char *name)
 void
 llmgw_refs_check(const LlmRow *row, const LlmRow *old)
 {
+	if (replaying())
+		return;
 	for (int i = 0; i < lengthof(references); i++)
 	{
 		const Reference *ref = &references[i];
@@ -328,6 +340,8 @@ follow_all(Relation target, const char *name, const char *new_name)
 	CommandId	command = GetCurrentCommandId(false);
 	const char *table = RelationGetRelationName(target);
 
+	if (replaying())
+		return;
 	for (int i = 0; i < lengthof(references); i++)
 	{
 		const Reference *ref = &references[i];

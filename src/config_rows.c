@@ -67,6 +67,21 @@ text_column(LlmConfigRow *row, const char *name)
 	return isnull ? NULL : TextDatumGetCString(value);
 }
 
+/* The same of a column that says what the row is: not even an ALTER TABLE makes it NULL. */
+static const char *
+word_column(LlmConfigRow *row, const char *name)
+{
+	const char *value = text_column(row, name);
+
+	if (value == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("column \"%s\" of table \"%s\" must not be null", name, row->table),
+				 errhint("Give it a value in every row, and then: ALTER TABLE %s ALTER COLUMN %s SET NOT NULL;",
+						 row->table, quote_identifier(name))));
+	return value;
+}
+
 static bool
 bool_column(LlmConfigRow *row, const char *name)
 {
@@ -224,7 +239,7 @@ llmgw_read_secret(LlmConfig *config, LlmConfigRow *row, void *items, int i)
 	bool		isnull;
 	Datum		value = column(row, "value", InvalidOid, &isnull);
 
-	secret->name = text_column(row, "name");
+	secret->name = word_column(row, "name");
 	secret->value = isnull ? NULL : TextDatumGetCString(value) + LLMGW_SECRET_SALT;
 	secret->host = text_column(row, "allowed_host");
 }
@@ -234,7 +249,7 @@ llmgw_read_tier(LlmConfig *config, LlmConfigRow *row, void *items, int i)
 {
 	LlmTier    *tier = (LlmTier *) items + i;
 
-	tier->name = text_column(row, "name");
+	tier->name = word_column(row, "name");
 	tier->rank = int_column(row, "rank", 0);
 	tier->system_prompt_suffix = text_column(row, "system_prompt_suffix");
 	tier->notice = text_column(row, "notice");
@@ -245,7 +260,7 @@ llmgw_read_priority(LlmConfig *config, LlmConfigRow *row, void *items, int i)
 {
 	LlmPriority *priority = (LlmPriority *) items + i;
 
-	priority->name = text_column(row, "name");
+	priority->name = word_column(row, "name");
 	priority->rank = int_column(row, "rank", 0);
 	priority->thresholds.premium_above = parts_column(row, "premium_above", ONE, numeric_ceil, 0);
 	priority->thresholds.standard_above = parts_column(row, "standard_above", ONE, numeric_ceil, 0);
@@ -261,7 +276,7 @@ llmgw_read_task(LlmConfig *config, LlmConfigRow *row, void *items, int i)
 	const char *optimize = text_column(row, "optimize");
 	int			known = optimize ? llmgw_optimize_from_name(optimize) : -1;
 
-	task->name = text_column(row, "name");
+	task->name = word_column(row, "name");
 	task->optimize = known < 0 ? LLMGW_OPTIMIZE_NONE : known;
 	task->cache_ttl_ms = span_column(row, "cache_ttl", -1);
 	task->cache_shared = bool_column(row, "cache_shared");
@@ -318,8 +333,8 @@ llmgw_read_provider(LlmConfig *config, LlmConfigRow *row, void *items, int i)
 {
 	LlmProvider *p = (LlmProvider *) items + i;
 
-	p->name = text_column(row, "name");
-	p->kind = text_column(row, "kind");
+	p->name = word_column(row, "name");
+	p->kind = word_column(row, "kind");
 	p->dialect = llmgw_dialect_find(p->kind);
 	p->base_url = text_column(row, "base_url");
 	if (p->base_url == NULL && p->dialect != NULL)
@@ -375,12 +390,12 @@ void
 llmgw_read_model(LlmConfig *config, LlmConfigRow *row, void *items, int i)
 {
 	LlmModel   *m = (LlmModel *) items + i;
-	const char *tier = text_column(row, "tier");
+	const char *tier = word_column(row, "tier");
 	bool		isnull;
 	Datum		value;
 
-	m->provider = llmgw_config_provider(config, text_column(row, "provider"));
-	m->name = text_column(row, "name");
+	m->provider = llmgw_config_provider(config, word_column(row, "provider"));
+	m->name = word_column(row, "name");
 	m->upstream_name = text_column(row, "upstream_name");
 	if (m->upstream_name == NULL)
 		m->upstream_name = m->name;
@@ -425,7 +440,7 @@ llmgw_read_rule(LlmConfig *config, LlmConfigRow *row, void *items, int i)
 	rule->id = DatumGetInt64(column(row, "id", INT8OID, &isnull));
 	rule->task = text_column(row, "task");
 	rule->alias = text_column(row, "alias");
-	rule->model = text_column(row, "model");
+	rule->model = word_column(row, "model");
 	rule->rank = int_column(row, "rank", 0);
 	rule->enabled = bool_column(row, "enabled");
 	rule->role = text_column(row, "role");
@@ -436,16 +451,16 @@ void
 llmgw_read_budget(LlmConfig *config, LlmConfigRow *row, void *items, int i)
 {
 	LlmBudget  *budget = (LlmBudget *) items + i;
-	const char *on_exhausted = text_column(row, "on_exhausted");
-	const char *period = text_column(row, "period");
+	const char *on_exhausted = word_column(row, "on_exhausted");
+	const char *period = word_column(row, "period");
 	int			known = llmgw_period_from_name(period);
 	bool		isnull;
 
 	budget->id = DatumGetInt64(column(row, "id", INT8OID, &isnull));
-	budget->name = text_column(row, "name");
+	budget->name = word_column(row, "name");
 	budget->limit = parts_column(row, "limit_usd", MOST, numeric_floor, -1);
 	budget->period = known < 0 ? LLMGW_PERIOD_MONTH : known;
-	budget->timezone = text_column(row, "timezone");
+	budget->timezone = word_column(row, "timezone");
 	budget->zone = pg_tzset(budget->timezone);
 	budget->reserve_fraction = parts_column(row, "reserve_fraction", ONE, numeric_ceil, 0);
 	budget->strict = bool_column(row, "strict");
@@ -466,10 +481,10 @@ void
 llmgw_read_policy(LlmConfig *config, LlmConfigRow *row, void *items, int i)
 {
 	struct LlmProviderPolicy *p = (struct LlmProviderPolicy *) items + i;
-	const char *name = text_column(row, "error_class");
+	const char *name = word_column(row, "error_class");
 
 	p->error_class = llmgw_error_class_from_name(name);
-	p->provider = text_column(row, "provider");
+	p->provider = word_column(row, "provider");
 	p->policy.max_retries = int_column(row, "max_retries", 0);
 	p->policy.backoff_ms = int_column(row, "backoff_ms", 0);
 	p->policy.fallback = bool_column(row, "fallback");

@@ -87,12 +87,15 @@ Relation
 llmgw_open_sibling(Relation rel, const char *name, LOCKMODE lockmode)
 {
 	Oid			relid = get_relname_relid(name, RelationGetNamespace(rel));
+	Relation	sibling;
 
 	if (!OidIsValid(relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"%s\" of extension \"llm_gateway\" is missing", name)));
-	return table_open(relid, lockmode);
+	sibling = table_open(relid, lockmode);
+	llmgw_check_scannable(sibling);
+	return sibling;
 }
 
 Datum

@@ -468,7 +468,7 @@ llmgw_mask_key(char *buf, size_t len, const char *key)
 	char	   *end = buf + len;
 	char	   *found;
 
-	if (key_len < LLMGW_MIN_MASKED_KEY)
+	if (len == 0 || key_len < LLMGW_MIN_MASKED_KEY)
 		return;
 	while ((found = memmem(buf, end - buf, key, key_len)) != NULL)
 	{

@@ -104,11 +104,11 @@ keep_provider(LlmAdding *adding)
 	api_key = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
 	base_url = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3);
 
-	if (strcmp(kind, adding->kind) != 0)
+	if (kind == NULL || strcmp(kind, adding->kind) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("provider \"%s\" is already there and is of kind \"%s\", not \"%s\"",
-						adding->name, kind, adding->kind),
+						adding->name, kind ? kind : "", adding->kind),
 				 errhint("Add the new one under another name, and give its kind.")));
 
 	if (adding->own_api_key &&

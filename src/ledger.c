@@ -23,9 +23,6 @@
 
 #define END_ROOM		LLMGW_RECORD_SIZE(LLMGW_MAX_END)
 
-/* a launcher that is missing for longer does not come back by itself */
-#define LAUNCHER_PATIENCE_MS	5000
-
 static const char *const operation_names[] = {
 	"complete", "chat", "json", "stream", "embed", "classify", "probe"
 };
@@ -69,27 +66,9 @@ static void
 warn_without_worker(LlmSpoolShared *spool)
 {
 	static bool warned = false;
-	static TimestampTz missing_since = 0;
-	int			pid;
-	int			procno;
 
-	if (warned)
+	if (warned || !IsPostmasterEnvironment || pg_atomic_read_u32(&spool->no_worker) == 0)
 		return;
-	if (pg_atomic_read_u32(&spool->no_worker) == 0)
-	{
-		TimestampTz now;
-
-		if (llmgw_spool_get_launcher(&pid, &procno))
-		{
-			missing_since = 0;
-			return;
-		}
-		now = GetCurrentTimestamp();
-		if (missing_since == 0)
-			missing_since = now;
-		if (!TimestampDifferenceExceeds(missing_since, now, LAUNCHER_PATIENCE_MS))
-			return;
-	}
 	warned = true;
 	ereport(WARNING,
 			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),

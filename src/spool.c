@@ -14,11 +14,15 @@
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "storage/spin.h"
+#include "utils/timestamp.h"
 
 #include "compat.h"
 #include "guc.h"
 #include "shmem.h"
 #include "spool_private.h"
+
+/* a launcher that is missing for longer does not come back by itself */
+#define LAUNCHER_PATIENCE_MS	5000
 
 LlmSpoolRoot *llmgw_spool_root = NULL;
 
@@ -54,7 +58,9 @@ clear_slot(LlmSpoolShared *slot)
 	pg_atomic_init_u32(&slot->worker_state, LLMGW_WORKER_NONE);
 	pg_atomic_init_u32(&slot->worker_sleeps, 0);
 	pg_atomic_init_u32(&slot->blocked, 0);
-	pg_atomic_init_u32(&slot->no_worker, 0);
+
+	/* in single-user mode there is none, and none will come */
+	pg_atomic_init_u32(&slot->no_worker, IsPostmasterEnvironment ? 0 : 1);
 	pg_atomic_init_u64(&slot->requests_booked, 0);
 	pg_atomic_init_u64(&slot->requests_open, 0);
 	pg_atomic_init_u64(&slot->records_discarded, 0);
@@ -77,6 +83,7 @@ spool_init(void *part)
 
 	root->launcher_pid = 0;
 	root->launcher_procno = 0;
+	pg_atomic_init_u64(&root->launcher_missed, 0);
 	pg_atomic_init_u64(&root->next_incarnation, 1);
 	root->nowners = MaxBackends;
 	root->nslots = llmgw_max_databases;
@@ -167,6 +174,11 @@ llmgw_spool_set_launcher(int pid, int procno)
 	llmgw_spool_root->launcher_procno = procno;
 	pg_write_barrier();
 	llmgw_spool_root->launcher_pid = pid;
+	pg_atomic_write_u64(&llmgw_spool_root->launcher_missed, 0);
+
+	/* a new one has yet to find out */
+	for (int i = 0; pid != 0 && i < llmgw_spool_root->nslots; i++)
+		pg_atomic_write_u32(&llmgw_root_slots(llmgw_spool_root)[i].no_worker, 0);
 }
 
 bool
@@ -216,14 +228,38 @@ llmgw_spool_owner_lives(LlmOwnerId owner)
 	return lives;
 }
 
+/* Whether there is no launcher, and has been none for so long that none will come. */
+static bool
+is_launcher_missing(void)
+{
+	TimestampTz now;
+	uint64		since = 0;
+
+	if (llmgw_spool_root->launcher_pid != 0)
+		return false;
+	now = GetCurrentTimestamp();
+	if (pg_atomic_compare_exchange_u64(&llmgw_spool_root->launcher_missed, &since, (uint64) now))
+		return false;
+	return TimestampDifferenceExceeds((TimestampTz) since, now, LAUNCHER_PATIENCE_MS);
+}
+
 void
 llmgw_spool_want_worker(LlmSpoolShared *spool)
 {
-	uint32		none = LLMGW_WORKER_NONE;
+	uint32		state = pg_atomic_read_u32(&spool->worker_state);
 
-	if (pg_atomic_read_u32(&spool->worker_state) == LLMGW_WORKER_NONE &&
-		pg_atomic_compare_exchange_u32(&spool->worker_state, &none, LLMGW_WORKER_WANTED))
+	if (state != LLMGW_WORKER_NONE && state != LLMGW_WORKER_WANTED)
+		return;
+	if (state == LLMGW_WORKER_NONE &&
+		pg_atomic_compare_exchange_u32(&spool->worker_state, &state, LLMGW_WORKER_WANTED))
 		llmgw_spool_wake_launcher();
+
+	/* the server had no slot for the launcher itself */
+	if (pg_atomic_read_u32(&spool->no_worker) == 0 && is_launcher_missing())
+	{
+		pg_atomic_write_u32(&spool->no_worker, 1);
+		ConditionVariableBroadcast(&spool->changed);
+	}
 }
 
 void

@@ -158,7 +158,11 @@ typedef struct LlmSpoolShared
 	pg_atomic_uint32 worker_sleeps;
 	/* 1: the worker cannot write the ledger for now; callers do not wait */
 	pg_atomic_uint32 blocked;
-	/* 1: the launcher found no free worker slot; callers do not wait */
+
+	/*
+	 * 1: the launcher found no free worker slot, or is not there itself;
+	 * callers do not wait
+	 */
 	pg_atomic_uint32 no_worker;
 
 	/* for llm_worker_status; written by the worker */

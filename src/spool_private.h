@@ -14,6 +14,8 @@ typedef struct LlmSpoolRoot
 {
 	int			launcher_pid;	/* 0: none; written by the launcher only */
 	int			launcher_procno;
+	pg_atomic_uint64 launcher_missed;	/* when somebody first missed it; 0:
+										 * nobody has since it was there */
 	pg_atomic_uint64 next_incarnation;
 	int			nslots;			/* these three never change */
 	int			nowners;

@@ -5,6 +5,7 @@ use strict;
 use warnings;
 
 use FindBin;
+use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -541,11 +542,31 @@ is($warnings[0]{sqlstate}, '53400', 'with its code');
 like($warnings[0]{hint}, qr/max_worker_processes/, 'and what to do');
 is($s->value('SELECT count(*) FROM llm_requests'), '40', 'nothing is booked');
 $s->quit;
+
+# nor for the launcher
+$node->append_conf('postgresql.conf', 'max_worker_processes = 0');
+delete $gw->{admin};
+$node->restart;
+$admin = $gw->admin;
+$s = $gw->session;
+$s->value(q{SET llm_gateway.ledger_sync_timeout = '100ms'});
+$s->run($call);
+sleep 5.5;
+$s->value('RESET llm_gateway.ledger_sync_timeout');
+$r = $s->run($call);
+is($r->{out}, 'echo: hi', 'calls go on without a launcher');
+cmp_ok($r->{seconds}, '<', 2, 'and wait for nobody');
+is(join(' ', map { $_->{sqlstate} } @{ $r->{notices} }), '53400', 'with one warning');
+$r = $s->run($call);
+cmp_ok($r->{seconds}, '<', 2, 'nor does the next');
+is(scalar @{ $r->{notices} }, 0, 'which is quiet');
+is(status()->{ledger}{state}, 'no worker slot', 'llm_worker_status says why');
+$s->quit;
 $node->append_conf('postgresql.conf', 'max_worker_processes = 8');
 delete $gw->{admin};
 $node->restart;
 $admin = $gw->admin;
-drained_ok('postgres', '42 ok 2 cancelled', 'with a place for it');
+drained_ok('postgres', '45 ok 2 cancelled', 'with a place for it');
 $gw->no_crash_ok;
 
 # More databases than there are places
@@ -564,6 +585,26 @@ is(status($b)->{ledger}{state}, 'none', 'which has no worker');
 $b->quit;
 soon_ok('DROP DATABASE second', 'and can be dropped');
 
+# Single-user mode, where there are no workers at all
+
+delete $gw->{admin};
+$s->quit;
+$node->stop;
+$r = time;
+my ($single, $said) = ('', '');
+{
+	local $ENV{PGOPTIONS};
+	my $statements = join '', map { "$call;\n" } 1 .. 4;
+	IPC::Run::run([ $node->installed_command('postgres'), '--single', '-j', '-D', $node->data_dir, 'postgres' ],
+		'<', \$statements, '>', \$single, '2>', \$said);
+}
+is(() = $single =~ /"echo: hi"/g, 4, 'in single-user mode calls are made') or diag($single, $said);
+cmp_ok(time - $r, '<', 8, 'and wait for nobody');
+unlike($said, qr/WARNING/, 'without a word');
+$node->start;
+$admin = $gw->admin;
+ok($gw->drained(60), 'the next start books them');
+
 # A crash
 
 $node->append_conf('postgresql.conf', 'restart_after_crash = on');
@@ -580,7 +621,7 @@ $admin = $gw->admin;
 $s = $gw->session;
 ok(wait_until(sub { status()->{launcher}{state} eq 'running' }, 20), 'with the launcher');
 $s->value($call);
-is($s->value(q{SELECT count(*) FROM llm_requests WHERE status = 'ok'}), '45', 'calls are in the ledger when they return');
+is($s->value(q{SELECT count(*) FROM llm_requests WHERE status = 'ok'}), '52', 'calls are in the ledger when they return');
 unlike($gw->log_text, qr/PANIC:|TRAP:|signal (?!9:)\d+/, 'nothing else has crashed');
 
 done_testing();
