@@ -475,6 +475,19 @@ llmgw_messages_system(const LlmMessages *messages, const char *system_prompt)
 	return any ? buf.data : NULL;
 }
 
+const char *
+llmgw_messages_lead(const LlmMessages *messages, const char *system_prompt, int *next)
+{
+	LlmMessages first = {.n = 1,.messages = messages->messages};
+
+	*next = 0;
+	if (system_prompt == NULL || messages->n == 0 ||
+		messages->messages[0].role != LLMGW_ROLE_SYSTEM || messages->messages[0].name != NULL)
+		return system_prompt;
+	*next = 1;
+	return llmgw_messages_system(&first, system_prompt);
+}
+
 LlmTurn *
 llmgw_messages_turns(const LlmMessages *messages, int *nturns)
 {

@@ -144,6 +144,15 @@ extern LlmMessages *llmgw_messages_from_prompt(const char *prompt);
 extern char *llmgw_messages_system(const LlmMessages *messages, const char *system_prompt);
 
 /*
+ * For providers that take them as messages: what the first one says, where the call
+ * has a system prompt besides the messages (else NULL), and the first of the messages
+ * that is still to be sent.  One system message is sent and not two, which templates of
+ * many open models refuse.
+ */
+extern const char *llmgw_messages_lead(const LlmMessages *messages, const char *system_prompt,
+									   int *next);
+
+/*
  * For providers that demand alternation: the messages without system ones,
  * consecutive ones of one side joined (a tool's result is on the user's side);
  * parts, tool uses and results keep their order.  A group's members are

@@ -270,19 +270,21 @@ static void
 build_request(const LlmWireCall *call, LlmHttpRequest *request)
 {
 	StringInfo	buf = makeStringInfo();
+	int			next;
+	const char *lead = llmgw_messages_lead(call->messages, call->system_prompt, &next);
 
 	appendStringInfoChar(buf, '{');
 	llmgw_json_put_text(buf, "model", call->model);
 	llmgw_json_key(buf, "messages");
 	appendStringInfoChar(buf, '[');
-	if (call->system_prompt != NULL)
+	if (lead != NULL)
 	{
 		llmgw_request_begin_element(buf);
 		llmgw_json_put_text(buf, "role", "system");
-		llmgw_json_put_text(buf, "content", call->system_prompt);
+		llmgw_json_put_text(buf, "content", lead);
 		appendStringInfoChar(buf, '}');
 	}
-	for (int i = 0; i < call->messages->n; i++)
+	for (int i = next; i < call->messages->n; i++)
 		put_message(buf, &call->messages->messages[i]);
 	appendStringInfoChar(buf, ']');
 

@@ -201,16 +201,19 @@ put_message(StringInfo buf, const LlmMessage *m)
 static void
 put_messages(StringInfo buf, const LlmWireCall *call)
 {
+	int			next;
+	const char *lead = llmgw_messages_lead(call->messages, call->system_prompt, &next);
+
 	llmgw_json_key(buf, "messages");
 	appendStringInfoChar(buf, '[');
-	if (call->system_prompt != NULL)
+	if (lead != NULL)
 	{
-		LlmPart		part = {LLMGW_PART_TEXT, call->system_prompt};
+		LlmPart		part = {LLMGW_PART_TEXT, lead};
 		LlmMessage	m = {.role = LLMGW_ROLE_SYSTEM,.nparts = 1,.parts = &part};
 
 		put_message(buf, &m);
 	}
-	for (int i = 0; i < call->messages->n; i++)
+	for (int i = next; i < call->messages->n; i++)
 		put_message(buf, &call->messages->messages[i]);
 	appendStringInfoChar(buf, ']');
 }

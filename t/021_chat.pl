@@ -180,10 +180,10 @@ my @cases = (
 		answer => { input_tokens => 1000, output_tokens => 200, cached_input_tokens => 400, reasoning_tokens => 50, cost_usd => '0.00102' },
 	},
 	{
-		name   => 'system prompts, of the call and of the conversation',
+		name   => 'system prompts, of the call and of the conversation: one message',
 		model  => 'gpt-4o',
 		args   => { messages => [ { role => 'system', content => 'Be kind.' }, user('Hello') ], system_prompt => 'Be brief.' },
-		asked  => { messages => [ { role => 'system', text => 'Be brief.' }, { role => 'system', text => 'Be kind.' }, { role => 'user', text => 'Hello' } ] },
+		asked  => { messages => [ { role => 'system', text => "Be brief.\n\nBe kind." }, { role => 'user', text => 'Hello' } ] },
 		answer => { response => 'echo: Hello', input_tokens => 6 },
 	},
 	{
