@@ -43,10 +43,11 @@ SELECT relname FROM pg_class WHERE relkind = 'v' AND relname ~ '^llm_' AND NOT c
 SELECT context, name, boot_val, unit, min_val, max_val, enumvals FROM pg_settings
 WHERE name ~ '^llm_gateway\.' AND name <> 'llm_gateway.testing_clock' ORDER BY context COLLATE "C", name COLLATE "C";
 
--- each object is described, and nobody may do anything before llm_grant
+-- each object is described, and nobody may do anything before llm_grant; row types and arrays go with what they are of
 CREATE TEMP TABLE member AS
 SELECT d.classid, d.objid FROM pg_depend d JOIN pg_extension e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
-WHERE e.extname = 'llm_gateway' AND d.deptype = 'e';
+WHERE e.extname = 'llm_gateway' AND d.deptype = 'e' AND NOT (d.classid = 'pg_type'::regclass
+    AND EXISTS (SELECT FROM pg_type t WHERE t.oid = d.objid AND (t.typrelid <> 0 OR t.typelem <> 0)));
 SELECT pg_describe_object(classid, objid, 0) FROM member WHERE obj_description(objid, classid::regclass::name) IS NULL
 UNION ALL
 SELECT pg_describe_object(classid, objid, a.attnum) FROM member JOIN pg_class c ON classid = 'pg_class'::regclass AND objid = c.oid
