@@ -325,7 +325,8 @@ end_choice(LlmAnswer *answer)
 
 /*
  * A server that does not stream by itself may send the whole message as the only
- * event; others repeat it at the end of the pieces.
+ * event; others repeat it at the end of the pieces, or send with each event what
+ * they have so far: it is whole where there is a reason to finish.
  */
 static void
 read_choice(JsonbContainer *choice, bool streamed, LlmAnswer *answer)
@@ -335,7 +336,8 @@ read_choice(JsonbContainer *choice, bool streamed, LlmAnswer *answer)
 
 	answer->has_content = true;
 	if (llmgw_json_get(choice, &v, streamed ? "delta" : "message", NULL) ||
-		(streamed && answer->text.len == 0 && answer->ntool_calls == 0 &&
+		(streamed && reason != NULL && *reason != '\0' &&
+		 answer->text.len == 0 && answer->ntool_calls == 0 &&
 		 llmgw_json_get(choice, &v, "message", NULL)))
 	{
 		if (v.type != jbvBinary || !JsonContainerIsObject(v.val.binary.data))

@@ -59,6 +59,15 @@ sub gzipped
 	return { headers => { 'content-type' => $type, 'content-encoding' => 'gzip' }, body_base64 => encode_base64($compressed, '') };
 }
 
+# The same, in that many layers, which these headers announce.
+sub layers
+{
+	my ($n, %headers) = @_;
+	my $bytes = text_of($HI);
+	for (1 .. $n) { gzip(\$bytes, \my $compressed) or die $GzipError; $bytes = $compressed }
+	return { headers => \%headers, body_base64 => encode_base64($bytes, '') };
+}
+
 # A stream of these events, and its end.
 sub events { return join '', map { 'data: ' . text_of($_) . "\n\n" } @_, '[DONE]' }
 sub delta { return { choices => [ { index => 0, delta => $_[0], finish_reason => undef } ] } }
@@ -370,6 +379,8 @@ hostile_ok(@$_)
 	[ 'a compressed stream, unasked', gzipped('text/event-stream', events(delta({ content => 'hi' }), $STOP)), '', qr/hi\z/ ],
 	[ 'a body that is compressed by name only', { headers => { 'content-encoding' => 'gzip' }, body => text_of($HI) }, 'network', qr/the answer's content encoding cannot be undone/ ],
 	[ 'a body in an encoding that is unknown', { headers => { 'content-encoding' => 'rot13' }, body => text_of($HI) }, 'network', qr/the answer's content encoding cannot be undone/ ],
+	[ 'a body that is compressed twice', layers(2, 'content-encoding' => 'gzip, gzip'), 'network', qr/the answer is compressed more than once/ ],
+	[ 'an encoding that is none', layers(1, 'Content-Encoding' => 'identity, gzip'), '', qr/hi\z/ ],
 	[ 'a body of 200 MB in 200 kB', gzipped('application/json', ' ' x 200_000_000), 'malformed', qr/max_response_size/ ],
 	[ 'BOM before a body', { body => "\x{feff}" . text_of($HI) }, '', qr/hi\z/ ],
 	[ 'BOM before an error', { status => 400, body => "\x{feff}" . '{"error":{"message":"No.","code":"content_filter"}}' }, 'content_policy', qr/HTTP 400: No\./ ],
@@ -689,6 +700,8 @@ for my $case ([ length => qw(length model_length model_context_window_exceeded m
 			$case->[1], "tool calls $case->[0]");
 	}
 	is(outcome_of(stream({ choices => [ { index => 0, message => { content => 'hi' }, finish_reason => 'stop' } ] })), '|hi', 'a whole message as the only event');
+	is(outcome_of(stream(map { { choices => [ { index => 0, message => { content => $_->[0] }, finish_reason => $_->[1] } ] } } [ 'h', undef ], [ 'hi', undef ], [ 'hi!', 'stop' ])),
+		'|hi!', 'the message so far in each event');
 	is(outcome_of(stream(delta({ content => 'hi' }), { choices => [ { index => 0, message => { content => 'hi' }, finish_reason => 'stop' } ] })), '|hi', 'or after its pieces');
 }
 for my $type ('application/json', 'application/octet-stream', 'text/plain; charset=utf-8')
