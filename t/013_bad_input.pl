@@ -714,6 +714,7 @@ for my $type ('application/json', 'application/octet-stream', 'text/plain; chars
 	like(outcome_of(with_unknown('[' . '0,' x 1_200_000 . '0]')), qr/\Amalformed\|/, '1,200,000 values');
 }
 {
+	$gw->sql(q{SELECT llm_breaker_reset('raw')});
 	unlike(answered(q{SELECT llm_complete('x', model => 'm-raw')}, 'SSH-2.0-OpenSSH_9.2')->{message}, qr/proxy/, 'no HTTP: not a fault of the proxy');
 	$r = answered(q{SELECT llm_complete('x', model => 'm-raw')}, "HTTP/1.1 200 OK\r\nx: " . 'h' x 200_000 . "\r\n\r\n" . text_of($HI));
 	unlike($r->{message} // '', qr/could not be started|out of memory/i, 'a header of 200 kB: not a lack of memory');
