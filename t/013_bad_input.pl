@@ -693,6 +693,8 @@ for my $case ([ length => qw(length model_length model_context_window_exceeded m
 		[ 'numbered from 1',                        'f{"a":1}', stream($calls->({ index => 1, %f }, { index => 1, %rest }), @end) ],
 		[ 'without numbers, and an empty id',       'f{"a":1}', stream($calls->(\%f, \%rest), @end) ],
 		[ 'without numbers, and two names',         'f{"a":1} g{"b": 2}', stream($calls->(\%f, \%rest, \%g), @end) ],
+		[ 'all with the same number',               'f{} g{"b": 2}', stream($calls->({ index => 0, id => 'c1', function => { name => 'f', arguments => '' } }, { index => 0, %g, id => 'c2' }), @end) ],
+		[ 'with another id in each piece',          'f{"a":1}', stream($calls->({ index => 0, %f }, { index => 0, %rest, id => 'c2' }), @end) ],
 		[ 'in a message that is the only event',    'f{"a":1}', stream({ choices => [ { index => 0, message => { content => undef, tool_calls => [ { %f, function => { name => 'f', arguments => '{"a":1}' } } ] }, finish_reason => 'tool_calls' } ] }) ])
 	{
 		$fake->script('m', $case->[2]);
