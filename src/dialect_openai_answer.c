@@ -197,13 +197,17 @@ append_refusal(JsonbContainer *message, LlmAnswer *answer)
 
 /*
  * The call that a piece belongs to.  Pieces of a stream are numbered by
- * "index"; servers that leave it out begin a call with its id or its name.
+ * "index"; servers that leave it out begin a call with its id or its name.  Some
+ * give the same index to all calls, each of which then has an id and a name.
  */
 static LlmToolCall *
 find_tool_call(JsonbContainer *piece, int position, bool streamed,
-			   bool begins, LlmAnswer *answer)
+			   const char *id, const char *name, LlmAnswer *answer)
 {
+	bool		has_id = id != NULL && *id != '\0';
+	bool		has_name = name != NULL && *name != '\0';
 	int64		index = position;
+	LlmToolCall *tool;
 	JsonbValue	v;
 
 	if (streamed && llmgw_json_get(piece, &v, "index", NULL))
@@ -212,12 +216,17 @@ find_tool_call(JsonbContainer *piece, int position, bool streamed,
 			index = -1;
 	}
 	else if (streamed)
-		index = answer->ntool_calls - (!begins && answer->ntool_calls > 0);
+		index = answer->ntool_calls - (!has_id && !has_name && answer->ntool_calls > 0);
 	if (index < 0 || index >= LLMGW_MAX_TOOL_CALLS)
 		return NULL;
 	while (answer->ntool_calls <= index)
 		(void) llmgw_answer_new_tool_call(answer);
-	return &answer->tool_calls[index];
+	tool = &answer->tool_calls[index];
+	if (streamed && has_id && has_name && tool->id != NULL && tool->name != NULL &&
+		strcmp(tool->id, id) != 0)
+		return answer->ntool_calls < LLMGW_MAX_TOOL_CALLS ?
+			llmgw_answer_new_tool_call(answer) : NULL;
+	return tool;
 }
 
 static void
@@ -244,8 +253,7 @@ append_tool_calls(JsonbContainer *message, bool streamed, LlmAnswer *answer)
 		piece = element->val.binary.data;
 		id = llmgw_json_get_text(piece, "id", NULL);
 		name = llmgw_json_get_text(piece, "function", "name", NULL);
-		tool = find_tool_call(piece, i, streamed,
-							  (id && *id) || (name && *name), answer);
+		tool = find_tool_call(piece, i, streamed, id, name, answer);
 		if (tool == NULL)
 		{
 			llmgw_answer_fail(answer, LLMGW_MALFORMED, "tool_calls: \"index\" is out of range");
@@ -325,7 +333,8 @@ end_choice(LlmAnswer *answer)
 
 /*
  * A server that does not stream by itself may send the whole message as the only
- * event; others repeat it at the end of the pieces.
+ * event; others repeat it at the end of the pieces, or send with each event what
+ * they have so far: it is whole where there is a reason to finish.
  */
 static void
 read_choice(JsonbContainer *choice, bool streamed, LlmAnswer *answer)
@@ -335,7 +344,8 @@ read_choice(JsonbContainer *choice, bool streamed, LlmAnswer *answer)
 
 	answer->has_content = true;
 	if (llmgw_json_get(choice, &v, streamed ? "delta" : "message", NULL) ||
-		(streamed && answer->text.len == 0 && answer->ntool_calls == 0 &&
+		(streamed && reason != NULL && *reason != '\0' &&
+		 answer->text.len == 0 && answer->ntool_calls == 0 &&
 		 llmgw_json_get(choice, &v, "message", NULL)))
 	{
 		if (v.type != jbvBinary || !JsonContainerIsObject(v.val.binary.data))

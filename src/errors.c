@@ -155,7 +155,8 @@ static const char *const content_phrases[] = {
 static const char *const unsupported_phrases[] = {
 	"is not supported", "are not supported", "not supported with",
 	"unsupported parameter", "unrecognized request argument",
-	"unrecognized parameter", "unknown parameter", "unexpected keyword",
+	"unrecognized parameter", "unknown parameter", "unknown field", "unknown name",
+	"unexpected keyword",
 	"inputs are not permitted", "fields not permitted", "extra_forbidden",
 	NULL
 };

@@ -132,6 +132,40 @@ on_body(char *bytes, size_t size, size_t nmemb, void *arg)
 }
 
 /*
+ * How many layers of compression a header line announces.  libcurl undoes them
+ * while it cannot be interrupted.  What one makes of a network buffer is bounded,
+ * and max_response_size ends it; of several, a few bytes can be minutes of work
+ * that yields nothing.
+ */
+static int
+count_codings(const char *line, size_t n)
+{
+	static const char *const names[] = {"content-encoding:", "transfer-encoding:"};
+	int			count = 0;
+
+	for (int i = 0; i < lengthof(names); i++)
+	{
+		size_t		at = strlen(names[i]);
+
+		if (n < at || pg_strncasecmp(line, names[i], at) != 0)
+			continue;
+		while (at < n)
+		{
+			size_t		from = at;
+
+			while (at < n && strchr(", \t", line[at]) == NULL)
+				at++;
+			if (at > from &&
+				!(at - from == 8 && pg_strncasecmp(line + from, "identity", 8) == 0) &&
+				!(at - from == 7 && pg_strncasecmp(line + from, "chunked", 7) == 0))
+				count++;
+			at++;
+		}
+	}
+	return count;
+}
+
+/*
  * A status line starts a new block: what came before belonged to an interim
  * response (100 Continue, 103 Early Hints).
  */
@@ -147,6 +181,7 @@ on_header(char *line, size_t size, size_t nmemb, void *arg)
 		const char *space = memchr(line, ' ', n);
 
 		t->header_len = 0;
+		t->ncodings = 0;
 		if (t->header_buf != NULL)
 			t->header_buf[0] = '\0';
 		if (space != NULL && n - (space - line) > 3)
@@ -156,6 +191,9 @@ on_header(char *line, size_t size, size_t nmemb, void *arg)
 	}
 	while (used > 0 && (line[used - 1] == '\r' || line[used - 1] == '\n'))
 		used--;
+	t->ncodings += count_codings(line, used);
+	if (t->ncodings > 1)
+		return 0;
 	if (used == 0 || t->header_len + used > MAX_HEADER_BYTES)
 		return n;
 	if (!append(&t->header_buf, &t->header_len, &t->header_size, line, used) ||
@@ -337,6 +375,9 @@ on_done(LlmCurlDone *done, CURLcode rc)
 				sizeof(t->message));
 	else if (rc == CURLE_OUT_OF_MEMORY && t->requested && !t->no_memory)
 		strlcpy(t->message, "a header line of the answer is too long, or memory has run short",
+				sizeof(t->message));
+	else if (t->ncodings > 1)
+		strlcpy(t->message, "the answer is compressed more than once",
 				sizeof(t->message));
 	else if (rc == CURLE_BAD_CONTENT_ENCODING)
 		strlcpy(t->message, "the answer's content encoding cannot be undone",

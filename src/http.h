@@ -124,6 +124,7 @@ typedef struct LlmTransfer
 	bool		refused_address;
 	bool		no_socket;
 	bool		no_memory;
+	int			ncodings;		/* layers of compression of the answer */
 	size_t		size;			/* allocated bytes of data */
 	char	   *header_buf;		/* what headers points to, when not NULL */
 	size_t		header_len;

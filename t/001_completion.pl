@@ -158,11 +158,13 @@ is(scalar keys %connections, 1, 'use one connection');
 
 # Servers that do not know stream_options
 
+my $plain = 0;
 for my $refusal (
 	{ error => { message => 'Unrecognized request argument supplied: stream_options', type => 'invalid_request_error' } },
+	{ error => { message => 'json: unknown field "stream_options"', code => 400 } },
 	{ object => 'error', message => { detail => [ { type => 'extra_forbidden', loc => [ 'body', 'stream_options' ], msg => 'Extra inputs are not permitted' } ] } })
 {
-	my $model = 'plain-' . (ref $refusal->{error} ? 400 : 422);
+	my $model = 'plain-' . ++$plain;
 	$gw->add_models('fake', $model, { upstream_name => "'gpt-4o'" });
 	$fake->script('gpt-4o', { status => ref $refusal->{error} ? 400 : 422, body => $refusal });
 	my $asked = $gw->requests(

@@ -59,6 +59,15 @@ sub gzipped
 	return { headers => { 'content-type' => $type, 'content-encoding' => 'gzip' }, body_base64 => encode_base64($compressed, '') };
 }
 
+# The same, in that many layers, which these headers announce.
+sub layers
+{
+	my ($n, %headers) = @_;
+	my $bytes = text_of($HI);
+	for (1 .. $n) { gzip(\$bytes, \my $compressed) or die $GzipError; $bytes = $compressed }
+	return { headers => \%headers, body_base64 => encode_base64($bytes, '') };
+}
+
 # A stream of these events, and its end.
 sub events { return join '', map { 'data: ' . text_of($_) . "\n\n" } @_, '[DONE]' }
 sub delta { return { choices => [ { index => 0, delta => $_[0], finish_reason => undef } ] } }
@@ -370,6 +379,8 @@ hostile_ok(@$_)
 	[ 'a compressed stream, unasked', gzipped('text/event-stream', events(delta({ content => 'hi' }), $STOP)), '', qr/hi\z/ ],
 	[ 'a body that is compressed by name only', { headers => { 'content-encoding' => 'gzip' }, body => text_of($HI) }, 'network', qr/the answer's content encoding cannot be undone/ ],
 	[ 'a body in an encoding that is unknown', { headers => { 'content-encoding' => 'rot13' }, body => text_of($HI) }, 'network', qr/the answer's content encoding cannot be undone/ ],
+	[ 'a body that is compressed twice', layers(2, 'content-encoding' => 'gzip, gzip'), 'network', qr/the answer is compressed more than once/ ],
+	[ 'an encoding that is none', layers(1, 'Content-Encoding' => 'identity, gzip'), '', qr/hi\z/ ],
 	[ 'a body of 200 MB in 200 kB', gzipped('application/json', ' ' x 200_000_000), 'malformed', qr/max_response_size/ ],
 	[ 'BOM before a body', { body => "\x{feff}" . text_of($HI) }, '', qr/hi\z/ ],
 	[ 'BOM before an error', { status => 400, body => "\x{feff}" . '{"error":{"message":"No.","code":"content_filter"}}' }, 'content_policy', qr/HTTP 400: No\./ ],
@@ -682,6 +693,8 @@ for my $case ([ length => qw(length model_length model_context_window_exceeded m
 		[ 'numbered from 1',                        'f{"a":1}', stream($calls->({ index => 1, %f }, { index => 1, %rest }), @end) ],
 		[ 'without numbers, and an empty id',       'f{"a":1}', stream($calls->(\%f, \%rest), @end) ],
 		[ 'without numbers, and two names',         'f{"a":1} g{"b": 2}', stream($calls->(\%f, \%rest, \%g), @end) ],
+		[ 'all with the same number',               'f{} g{"b": 2}', stream($calls->({ index => 0, id => 'c1', function => { name => 'f', arguments => '' } }, { index => 0, %g, id => 'c2' }), @end) ],
+		[ 'with another id in each piece',          'f{"a":1}', stream($calls->({ index => 0, %f }, { index => 0, %rest, id => 'c2' }), @end) ],
 		[ 'in a message that is the only event',    'f{"a":1}', stream({ choices => [ { index => 0, message => { content => undef, tool_calls => [ { %f, function => { name => 'f', arguments => '{"a":1}' } } ] }, finish_reason => 'tool_calls' } ] }) ])
 	{
 		$fake->script('m', $case->[2]);
@@ -689,6 +702,8 @@ for my $case ([ length => qw(length model_length model_context_window_exceeded m
 			$case->[1], "tool calls $case->[0]");
 	}
 	is(outcome_of(stream({ choices => [ { index => 0, message => { content => 'hi' }, finish_reason => 'stop' } ] })), '|hi', 'a whole message as the only event');
+	is(outcome_of(stream(map { { choices => [ { index => 0, message => { content => $_->[0] }, finish_reason => $_->[1] } ] } } [ 'h', undef ], [ 'hi', undef ], [ 'hi!', 'stop' ])),
+		'|hi!', 'the message so far in each event');
 	is(outcome_of(stream(delta({ content => 'hi' }), { choices => [ { index => 0, message => { content => 'hi' }, finish_reason => 'stop' } ] })), '|hi', 'or after its pieces');
 }
 for my $type ('application/json', 'application/octet-stream', 'text/plain; charset=utf-8')
@@ -701,6 +716,7 @@ for my $type ('application/json', 'application/octet-stream', 'text/plain; chars
 	like(outcome_of(with_unknown('[' . '0,' x 1_200_000 . '0]')), qr/\Amalformed\|/, '1,200,000 values');
 }
 {
+	$gw->sql(q{SELECT llm_breaker_reset('raw')});
 	unlike(answered(q{SELECT llm_complete('x', model => 'm-raw')}, 'SSH-2.0-OpenSSH_9.2')->{message}, qr/proxy/, 'no HTTP: not a fault of the proxy');
 	$r = answered(q{SELECT llm_complete('x', model => 'm-raw')}, "HTTP/1.1 200 OK\r\nx: " . 'h' x 200_000 . "\r\n\r\n" . text_of($HI));
 	unlike($r->{message} // '', qr/could not be started|out of memory/i, 'a header of 200 kB: not a lack of memory');
