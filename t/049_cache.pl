@@ -486,6 +486,19 @@ is(outcome('never asked', task => 'lookup', cache => 'auto'), 'budget 0', 'that 
 $gw->sql(q{DELETE FROM llm_budgets; DELETE FROM llm_routing_rules WHERE model = 'mid'});
 is($admin->value(q{SELECT count(*) FROM llm_requests WHERE status = 'cached' AND budgets IS NOT NULL}), 0, 'what is served is charged to no budget');
 
+# What a user has added to the table refuses the answer
+
+$gw->sql(q{ALTER TABLE llm_cache ADD CONSTRAINT users CHECK (response <> 'refused')});
+$fake->script('gpt-4o', { text => 'refused' });
+call($s, 'to be refused');
+$gw->drained;
+is($admin->value(q{SELECT status FROM llm_requests ORDER BY request_id DESC LIMIT 1}), 'ok', 'an answer that cannot be kept is booked');
+is($admin->value(q{SELECT count(*) FROM llm_cache WHERE response = 'refused'}), 0, 'and not kept');
+$fake->script('gpt-4o', { text => 'taken' });
+call($s, 'to be taken');
+is(call($s, 'to be taken')->{cached}, 'true', 'the next is');
+$gw->sql('ALTER TABLE llm_cache DROP CONSTRAINT users');
+
 # How much is kept: the oldest go first
 
 sub size { return $admin->value('SELECT coalesce(sum(size), 0) FROM llm_cache') }
