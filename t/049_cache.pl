@@ -132,6 +132,11 @@ $admin->run('BEGIN; LOCK TABLE llm_cache IN ACCESS EXCLUSIVE MODE');
 $s->start(q{SET llm_gateway.ledger_sync = off; SELECT llm_complete('hello', cache => 'on'); RESET llm_gateway.ledger_sync});
 is($s->finish->{out}, 'echo: hello', 'a lock on the table keeps nobody waiting: the call is made');
 $admin->run('ROLLBACK');
+$admin->run('BEGIN; REINDEX INDEX llm_cache_pkey');
+$s->start(q{SET llm_gateway.ledger_sync = off; SET statement_timeout = '20 s'; SELECT llm_complete('hello', cache => 'on'); RESET llm_gateway.ledger_sync; RESET statement_timeout});
+is($s->finish->{out}, 'echo: hello', 'nor does one on its index');
+$admin->run('ROLLBACK');
+$s->run('RESET llm_gateway.ledger_sync; RESET statement_timeout');
 
 # What shapes an answer is part of its key
 
