@@ -202,6 +202,7 @@ llmgw_cache_get(const LlmConfig *config, const LlmCacheKey *key, bool wait, LlmK
 	Snapshot	snapshot;
 	SysScanDesc scan;
 	ScanKeyData scan_key;
+	Oid			index;
 	Oid			type;
 	int			number;
 	bool		found = false;
@@ -213,13 +214,21 @@ llmgw_cache_get(const LlmConfig *config, const LlmCacheKey *key, bool wait, LlmK
 	/* the list of indexes settles which of them is the primary key's */
 	list_free(RelationGetIndexList(rel));
 	number = llmgw_cache_column(RelationGetDescr(rel), "key", BYTEAOID, BYTEAOID, &type);
-	if (!OidIsValid(rel->rd_pkindex))
+	index = rel->rd_pkindex;
+	if (!OidIsValid(index))
 		raise_alien("key");
+
+	/* REINDEX leaves the table open to who reads */
+	if (!wait && !ConditionalLockRelationOid(index, AccessShareLock))
+	{
+		table_close(rel, AccessShareLock);
+		return false;
+	}
 
 	/* registered, since a long answer is read from another table */
 	snapshot = RegisterSnapshot(GetNonHistoricCatalogSnapshot(RelationGetRelid(rel)));
 	ScanKeyInit(&scan_key, number, BTEqualStrategyNumber, F_BYTEAEQ, PointerGetDatum(bytes.data));
-	scan = systable_beginscan(rel, rel->rd_pkindex, true, SnapshotAny, 1, &scan_key);
+	scan = systable_beginscan(rel, index, true, SnapshotAny, 1, &scan_key);
 	while (!found && HeapTupleIsValid(systable_getnext(scan)))
 	{
 		if (table_tuple_satisfies_snapshot(rel, scan->slot, snapshot))
@@ -227,6 +236,8 @@ llmgw_cache_get(const LlmConfig *config, const LlmCacheKey *key, bool wait, LlmK
 	}
 	systable_endscan(scan);
 	UnregisterSnapshot(snapshot);
+	if (!wait)
+		UnlockRelationOid(index, AccessShareLock);
 	table_close(rel, AccessShareLock);
 	return found;
 }

@@ -16,6 +16,8 @@
  */
 #include "postgres.h"
 
+#include <math.h>
+
 #include "access/amapi.h"
 #include "access/genam.h"
 #include "access/stratnum.h"
@@ -109,6 +111,7 @@ llmgw_vector_begin(Relation rel, const LlmEmbedding *embedding, Snapshot snapsho
 	ArrayType  *array;
 	Datum	   *elements;
 	ScanKeyData order;
+	double		length = 0;
 
 	/* its scan would take a predicate lock */
 	if (IsolationIsSerializable())
@@ -117,9 +120,13 @@ llmgw_vector_begin(Relation rel, const LlmEmbedding *embedding, Snapshot snapsho
 	if (index == NULL)
 		return NULL;
 
+	/* as long as 1, which is the same by cosine and fits into every type */
+	for (int i = 0; i < embedding->dimensions; i++)
+		length += (double) embedding->vector[i] * embedding->vector[i];
+	length = length > 0 ? sqrt(length) : 1;
 	elements = palloc(sizeof(Datum) * embedding->dimensions);
 	for (int i = 0; i < embedding->dimensions; i++)
-		elements[i] = Float4GetDatum(embedding->vector[i]);
+		elements[i] = Float4GetDatum((float4) (embedding->vector[i] / length));
 	array = construct_array(elements, embedding->dimensions, FLOAT4OID, sizeof(float4), true,
 							TYPALIGN_INT);
 	pfree(elements);

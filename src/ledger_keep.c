@@ -5,7 +5,7 @@
  *
  * An answer is written in the transaction that books its request, so who finds the
  * request in the ledger finds the answer in the table.  A later answer replaces one
- * that has its key.
+ * that has its key.  What the table refuses is not kept: the ledger goes on.
  *
  * How much there is, is counted once; from then on what is written is added, and
  * what is deleted taken off.  What was replaced, or deleted by a user, still
@@ -161,8 +161,7 @@ llmgw_keep_write(LlmTables *tables, const LlmFacts *facts, int nfacts)
 		put_kept(rows, &all[i]);
 		bytes += kept_size(&all[i]);
 	}
-	llmgw_rows_insert(rows);
-	return bytes;
+	return llmgw_rows_try_insert(rows) ? bytes : 0;
 }
 
 void

@@ -12,11 +12,14 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/queryenvironment.h"
+#include "utils/resowner.h"
+#include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
 #include "ledger_tables.h"
@@ -26,6 +29,9 @@
 /* what a step's rows may take before they go to a temporary file */
 #define ROWS_KB			(32 * 1024)
 
+/* rows that are refused go on being: the log has it so often */
+#define LOG_AGAIN_MS	60000
+
 struct LlmRows
 {
 	LlmTables  *tables;
@@ -33,6 +39,7 @@ struct LlmRows
 	TupleDesc	desc;
 	Tuplestorestate *store;
 	uint64		nrows;
+	EphemeralNamedRelationData relation;	/* as SPI knows it */
 	MemoryContext row_context;	/* of the values of one row */
 	int			n;				/* values of this row so far */
 	Datum		values[LLMGW_MAX_COLUMNS];
@@ -228,20 +235,20 @@ llmgw_rows_next(LlmRows *rows)
 uint64
 llmgw_rows_insert(LlmRows *rows)
 {
-	EphemeralNamedRelationData relation;
+	EphemeralNamedRelation relation = &rows->relation;
 	uint64		inserted;
 	int			rc;
 
 	if (rows->nrows == 0)
 		return 0;
-	memset(&relation, 0, sizeof(relation));
-	relation.md.name = NEW_ROWS;
-	relation.md.reliddesc = InvalidOid;
-	relation.md.tupdesc = rows->desc;
-	relation.md.enrtype = ENR_NAMED_TUPLESTORE;
-	relation.md.enrtuples = rows->nrows;
-	relation.reldata = rows->store;
-	rc = SPI_register_relation(&relation);
+	memset(relation, 0, sizeof(*relation));
+	relation->md.name = NEW_ROWS;
+	relation->md.reliddesc = InvalidOid;
+	relation->md.tupdesc = rows->desc;
+	relation->md.enrtype = ENR_NAMED_TUPLESTORE;
+	relation->md.enrtuples = rows->nrows;
+	relation->reldata = rows->store;
+	rc = SPI_register_relation(relation);
 	if (rc != SPI_OK_REL_REGISTER)
 		elog(ERROR, "SPI_register_relation failed: %s", SPI_result_code_string(rc));
 	inserted = llmgw_tables_execute(rows->tables, &inserts[rows->table], NULL, NULL);
@@ -249,4 +256,72 @@ llmgw_rows_insert(LlmRows *rows)
 	tuplestore_end(rows->store);
 	rows->store = NULL;
 	return inserted;
+}
+
+/* Whether the same rows may be taken in a moment. */
+static bool
+may_pass(int code)
+{
+	int			category = ERRCODE_TO_CATEGORY(code);
+
+	return code == ERRCODE_LOCK_NOT_AVAILABLE || category == ERRCODE_TRANSACTION_ROLLBACK ||
+		category == ERRCODE_INSUFFICIENT_RESOURCES || category == ERRCODE_OPERATOR_INTERVENTION;
+}
+
+static void
+log_refused(LlmRows *rows, const ErrorData *edata)
+{
+	static TimestampTz logged_at = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (!TimestampDifferenceExceeds(logged_at, now, LOG_AGAIN_MS))
+		return;
+	logged_at = now;
+	ereport(LOG,
+			(errcode(edata->sqlerrcode),
+			 errmsg("table \"%s\" of extension \"llm_gateway\" does not take rows: %s",
+					llmgw_table_info[rows->table].name, edata->message),
+			 errdetail("They are left out; the ledger goes on."),
+			 errhint("Look for an index, a constraint or a trigger that was added to it."),
+			 edata->context ? (errcontext("%s", edata->context)) : 0));
+}
+
+bool
+llmgw_rows_try_insert(LlmRows *rows)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool ok = true;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		(void) llmgw_rows_insert(rows);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		if (may_pass(geterrcode()))
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		(void) SPI_unregister_relation(NEW_ROWS);
+		if (rows->store != NULL)
+			tuplestore_end(rows->store);
+		rows->store = NULL;
+		log_refused(rows, edata);
+		FreeErrorData(edata);
+		ok = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return ok;
 }

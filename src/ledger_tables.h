@@ -129,4 +129,12 @@ extern void llmgw_rows_next(LlmRows *rows);
 /* Writes them; how many were new.  What is returned is in SPI_tuptable. */
 extern uint64 llmgw_rows_insert(LlmRows *rows);
 
+/*
+ * The same of rows that can be done without, which must be the last that were begun.
+ * False: what a user has added to the table refuses them (an index, a constraint, a
+ * trigger), or it is damaged; none is written, and the log has it.  What may be
+ * over soon, such as a lock, is raised.
+ */
+extern bool llmgw_rows_try_insert(LlmRows *rows);
+
 #endif							/* LLMGW_LEDGER_TABLES_H */

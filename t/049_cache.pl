@@ -132,6 +132,11 @@ $admin->run('BEGIN; LOCK TABLE llm_cache IN ACCESS EXCLUSIVE MODE');
 $s->start(q{SET llm_gateway.ledger_sync = off; SELECT llm_complete('hello', cache => 'on'); RESET llm_gateway.ledger_sync});
 is($s->finish->{out}, 'echo: hello', 'a lock on the table keeps nobody waiting: the call is made');
 $admin->run('ROLLBACK');
+$admin->run('BEGIN; REINDEX INDEX llm_cache_pkey');
+$s->start(q{SET llm_gateway.ledger_sync = off; SET statement_timeout = '20 s'; SELECT llm_complete('hello', cache => 'on'); RESET llm_gateway.ledger_sync; RESET statement_timeout});
+is($s->finish->{out}, 'echo: hello', 'nor does one on its index');
+$admin->run('ROLLBACK');
+$s->run('RESET llm_gateway.ledger_sync; RESET statement_timeout');
 
 # What shapes an answer is part of its key
 
@@ -485,6 +490,19 @@ is(outcome('strict', task => 'lookup', cache => 'auto'), 'gpt-4o premium true 0'
 is(outcome('never asked', task => 'lookup', cache => 'auto'), 'budget 0', 'that has nothing kept');
 $gw->sql(q{DELETE FROM llm_budgets; DELETE FROM llm_routing_rules WHERE model = 'mid'});
 is($admin->value(q{SELECT count(*) FROM llm_requests WHERE status = 'cached' AND budgets IS NOT NULL}), 0, 'what is served is charged to no budget');
+
+# What a user has added to the table refuses the answer
+
+$gw->sql(q{ALTER TABLE llm_cache ADD CONSTRAINT users CHECK (response <> 'refused')});
+$fake->script('gpt-4o', { text => 'refused' });
+call($s, 'to be refused');
+$gw->drained;
+is($admin->value(q{SELECT status FROM llm_requests ORDER BY request_id DESC LIMIT 1}), 'ok', 'an answer that cannot be kept is booked');
+is($admin->value(q{SELECT count(*) FROM llm_cache WHERE response = 'refused'}), 0, 'and not kept');
+$fake->script('gpt-4o', { text => 'taken' });
+call($s, 'to be taken');
+is(call($s, 'to be taken')->{cached}, 'true', 'the next is');
+$gw->sql('ALTER TABLE llm_cache DROP CONSTRAINT users');
 
 # How much is kept: the oldest go first
 
