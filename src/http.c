@@ -16,9 +16,7 @@
  */
 #include "postgres.h"
 
-#include <arpa/inet.h>
 #include <curl/curl.h>
-#include <netinet/in.h>
 #include <poll.h>
 
 #include "miscadmin.h"
@@ -132,40 +130,6 @@ on_body(char *bytes, size_t size, size_t nmemb, void *arg)
 }
 
 /*
- * How many layers of compression a header line announces.  libcurl undoes them
- * while it cannot be interrupted.  What one makes of a network buffer is bounded,
- * and max_response_size ends it; of several, a few bytes can be minutes of work
- * that yields nothing.
- */
-static int
-count_codings(const char *line, size_t n)
-{
-	static const char *const names[] = {"content-encoding:", "transfer-encoding:"};
-	int			count = 0;
-
-	for (int i = 0; i < lengthof(names); i++)
-	{
-		size_t		at = strlen(names[i]);
-
-		if (n < at || pg_strncasecmp(line, names[i], at) != 0)
-			continue;
-		while (at < n)
-		{
-			size_t		from = at;
-
-			while (at < n && strchr(", \t", line[at]) == NULL)
-				at++;
-			if (at > from &&
-				!(at - from == 8 && pg_strncasecmp(line + from, "identity", 8) == 0) &&
-				!(at - from == 7 && pg_strncasecmp(line + from, "chunked", 7) == 0))
-				count++;
-			at++;
-		}
-	}
-	return count;
-}
-
-/*
  * A status line starts a new block: what came before belonged to an interim
  * response (100 Continue, 103 Early Hints).
  */
@@ -191,7 +155,7 @@ on_header(char *line, size_t size, size_t nmemb, void *arg)
 	}
 	while (used > 0 && (line[used - 1] == '\r' || line[used - 1] == '\n'))
 		used--;
-	t->ncodings += count_codings(line, used);
+	t->ncodings += llmgw_http_codings(line, used);
 	if (t->ncodings > 1)
 		return 0;
 	if (used == 0 || t->header_len + used > MAX_HEADER_BYTES)
@@ -206,58 +170,13 @@ on_header(char *line, size_t size, size_t nmemb, void *arg)
 	return n;
 }
 
-/*
- * Link-local addresses and those where clouds publish a machine's credentials.
- * Checked on the resolved address, so that a name cannot hide one.
- */
-static bool
-is_forbidden_address(const struct sockaddr *addr)
-{
-	uint32		v4;
-
-	if (addr->sa_family == AF_INET6)
-	{
-		const struct in6_addr *v6 = &((const struct sockaddr_in6 *) addr)->sin6_addr;
-		static const uint8 metadata[][16] = {
-			{0xfd, 0x00, 0x0e, 0xc2,[14] = 0x02,[15] = 0x54},	/* AWS */
-			{0xfd, 0x20, 0x00, 0xce,[14] = 0x02,[15] = 0x54},	/* Google */
-			{0xfd, 0x00, 0x00, 0xc1,[12] = 0xa9, 0xfe, 0xa9, 0xfe}, /* Oracle */
-		};
-		static const uint8 nat64[12] = {0x00, 0x64, 0xff, 0x9b};
-
-		if (IN6_IS_ADDR_LINKLOCAL(v6))
-			return true;
-		for (int i = 0; i < lengthof(metadata); i++)
-			if (memcmp(v6, metadata[i], 16) == 0)
-				return true;
-
-		/* IPv4 addresses in the clothes of IPv6 */
-		if (IN6_IS_ADDR_V4MAPPED(v6) || IN6_IS_ADDR_V4COMPAT(v6) ||
-			memcmp(v6, nat64, sizeof(nat64)) == 0)
-			memcpy(&v4, &v6->s6_addr[12], sizeof(v4));
-		else if (v6->s6_addr[0] == 0x20 && v6->s6_addr[1] == 0x02)
-			memcpy(&v4, &v6->s6_addr[2], sizeof(v4));	/* 6to4 */
-		else
-			return false;
-	}
-	else if (addr->sa_family == AF_INET)
-		v4 = ((const struct sockaddr_in *) addr)->sin_addr.s_addr;
-	else
-		return false;
-
-	v4 = ntohl(v4);
-	return (v4 & 0xffff0000) == 0xa9fe0000 ||	/* 169.254.0.0/16 */
-		v4 == 0xa83f8110 ||		/* 168.63.129.16, Azure */
-		v4 == 0x646464c8;		/* 100.100.100.200, Alibaba */
-}
-
 static curl_socket_t
 on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 {
 	LlmTransfer *t = arg;
 	curl_socket_t fd;
 
-	if (is_forbidden_address(&address->addr))
+	if (llmgw_http_forbids(&address->addr))
 	{
 		t->refused_address = true;
 		return CURL_SOCKET_BAD;

@@ -18,6 +18,8 @@
 #ifndef LLMGW_HTTP_H
 #define LLMGW_HTTP_H
 
+#include <sys/socket.h>
+
 #include "loop.h"
 
 typedef enum LlmHttpOutcome
@@ -173,5 +175,19 @@ typedef struct LlmUrl
  */
 extern bool llmgw_http_split_url(const char *url, LlmUrl *result,
 								 const char **reason);
+
+/*
+ * How many layers of compression a header line announces.  libcurl undoes them
+ * while it cannot be interrupted.  What one makes of a network buffer is bounded,
+ * and max_response_size ends it; of several, a few bytes can be minutes of work
+ * that yields nothing.
+ */
+extern int	llmgw_http_codings(const char *line, size_t n);
+
+/*
+ * Addresses that no call goes to: link-local addresses and those where clouds publish a machine's credentials.
+ * Checked on the resolved address, so that a name cannot hide one.
+ */
+extern bool llmgw_http_forbids(const struct sockaddr *addr);
 
 #endif							/* LLMGW_HTTP_H */

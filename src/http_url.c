@@ -1,13 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * http_url.c
- *	  The parts of a URL, and of a block of headers.
+ *	  The parts of a URL and of a block of headers; addresses that no call goes to.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include <arpa/inet.h>
 #include <curl/curl.h>
+#include <netinet/in.h>
 
 #include "http.h"
 
@@ -114,4 +116,73 @@ llmgw_http_split_url(const char *url, LlmUrl *result, const char **reason)
 	result->host = pstrdup(host);
 	result->port = atoi(port);
 	return true;
+}
+
+int
+llmgw_http_codings(const char *line, size_t n)
+{
+	static const char *const names[] = {"content-encoding:", "transfer-encoding:"};
+	int			count = 0;
+
+	for (int i = 0; i < lengthof(names); i++)
+	{
+		size_t		at = strlen(names[i]);
+
+		if (n < at || pg_strncasecmp(line, names[i], at) != 0)
+			continue;
+		while (at < n)
+		{
+			size_t		from = at;
+
+			while (at < n && strchr(", \t", line[at]) == NULL)
+				at++;
+			if (at > from &&
+				!(at - from == 8 && pg_strncasecmp(line + from, "identity", 8) == 0) &&
+				!(at - from == 7 && pg_strncasecmp(line + from, "chunked", 7) == 0))
+				count++;
+			at++;
+		}
+	}
+	return count;
+}
+
+bool
+llmgw_http_forbids(const struct sockaddr *addr)
+{
+	uint32		v4;
+
+	if (addr->sa_family == AF_INET6)
+	{
+		const struct in6_addr *v6 = &((const struct sockaddr_in6 *) addr)->sin6_addr;
+		static const uint8 metadata[][16] = {
+			{0xfd, 0x00, 0x0e, 0xc2,[14] = 0x02,[15] = 0x54},	/* AWS */
+			{0xfd, 0x20, 0x00, 0xce,[14] = 0x02,[15] = 0x54},	/* Google */
+			{0xfd, 0x00, 0x00, 0xc1,[12] = 0xa9, 0xfe, 0xa9, 0xfe}, /* Oracle */
+		};
+		static const uint8 nat64[12] = {0x00, 0x64, 0xff, 0x9b};
+
+		if (IN6_IS_ADDR_LINKLOCAL(v6))
+			return true;
+		for (int i = 0; i < lengthof(metadata); i++)
+			if (memcmp(v6, metadata[i], 16) == 0)
+				return true;
+
+		/* IPv4 addresses in the clothes of IPv6 */
+		if (IN6_IS_ADDR_V4MAPPED(v6) || IN6_IS_ADDR_V4COMPAT(v6) ||
+			memcmp(v6, nat64, sizeof(nat64)) == 0)
+			memcpy(&v4, &v6->s6_addr[12], sizeof(v4));
+		else if (v6->s6_addr[0] == 0x20 && v6->s6_addr[1] == 0x02)
+			memcpy(&v4, &v6->s6_addr[2], sizeof(v4));	/* 6to4 */
+		else
+			return false;
+	}
+	else if (addr->sa_family == AF_INET)
+		v4 = ((const struct sockaddr_in *) addr)->sin_addr.s_addr;
+	else
+		return false;
+
+	v4 = ntohl(v4);
+	return (v4 & 0xffff0000) == 0xa9fe0000 ||	/* 169.254.0.0/16 */
+		v4 == 0xa83f8110 ||		/* 168.63.129.16, Azure */
+		v4 == 0x646464c8;		/* 100.100.100.200, Alibaba */
 }
