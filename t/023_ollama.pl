@@ -91,8 +91,7 @@ is_deeply(
 	{
 		model    => 'other',
 		messages => [
-			{ role => 'system', content => 'Think.' },
-			{ role => 'system', content => 'Be brief.' },
+			{ role => 'system', content => "Think.\n\nBe brief." },
 			{ role => 'user',   content => 'look:well?', images => ['AAAA'] },
 			{
 				role       => 'assistant',

@@ -200,10 +200,16 @@ def _close_before(ask: Ask, plan: Plan) -> None:
     plan.send_head, plan.whole, plan.then = False, False, Then.CUT
 
 
+def _close_after(plan: Plan) -> None:
+    """Says so, or the next request may be on its way on a connection that is about to close."""
+    plan.headers["connection"], plan.then = "close", Then.CLOSE
+
+
 @faults("cut", "two thirds of the answer, then a close which to HTTP is a proper end")
 def _cut(ask: Ask, plan: Plan) -> None:
     plan.truncate(2 / 3)
-    plan.promised, plan.then = None, Then.CLOSE
+    plan.promised = None
+    _close_after(plan)
 
 
 @faults("cut-short", "two thirds of the answer, then a close although HTTP promised more")
@@ -217,7 +223,7 @@ def _no_done(ask: Ask, plan: Plan) -> None:
     if plan.marked:
         plan.parts.pop()
         plan.tail, plan.marked = plan.tail - 1, False
-    plan.then = Then.CLOSE
+    _close_after(plan)
 
 
 @faults("half-close", "body without length, ended by FIN; the socket itself stays open")
