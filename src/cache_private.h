@@ -43,10 +43,11 @@ extern TimestampTz llmgw_cache_time(TupleTableSlot *slot, const char *name);
 extern const char *llmgw_cache_text(TupleTableSlot *slot, const char *name);
 
 /*
- * cache_similar.c: one of its indexes, locked; NULL: somebody has locked it (REINDEX),
- * or dropped it.
+ * cache_similar.c: the first valid index of the table that fits, locked.  NULL: there is
+ * none, or somebody has locked it (REINDEX).
  */
-extern Relation llmgw_cache_try_index(Oid index);
+extern Relation llmgw_cache_find_index(Relation rel, bool (*fits) (Relation index, void *arg),
+									   void *arg);
 
 /*
  * cache_vector.c: what an index of pgvector finds, nearest first.  NULL: there is

@@ -57,8 +57,9 @@ cosine(const float4 *a, const float4 *b, int n)
 	return isfinite(result) ? result : -1;
 }
 
-Relation
-llmgw_cache_try_index(Oid index)
+/* Locked; NULL: somebody has locked it, or dropped it. */
+static Relation
+try_index(Oid index)
 {
 	Relation	result;
 
@@ -70,30 +71,36 @@ llmgw_cache_try_index(Oid index)
 	return result;
 }
 
-/* A valid index that begins with that column, locked; InvalidOid: none is to be had. */
-static Oid
-find_index(Relation rel, int column)
+Relation
+llmgw_cache_find_index(Relation rel, bool (*fits) (Relation index, void *arg), void *arg)
 {
 	List	   *indexes = RelationGetIndexList(rel);
-	Oid			result = InvalidOid;
+	Relation	found = NULL;
 	ListCell   *cell;
 
 	foreach(cell, indexes)
 	{
-		Relation	index = llmgw_cache_try_index(lfirst_oid(cell));
+		Relation	index = try_index(lfirst_oid(cell));
 
 		if (index == NULL)
 			continue;
-		if (index->rd_index->indisvalid && index->rd_rel->relam == BTREE_AM_OID &&
-			index->rd_index->indkey.values[0] == column &&
-			RelationGetIndexPredicate(index) == NIL)
-			result = RelationGetRelid(index);
-		index_close(index, OidIsValid(result) ? NoLock : AccessShareLock);
-		if (OidIsValid(result))
+		if (index->rd_index->indisvalid && fits(index, arg))
+		{
+			found = index;
 			break;
+		}
+		index_close(index, AccessShareLock);
 	}
 	list_free(indexes);
-	return result;
+	return found;
+}
+
+static bool
+begins_with(Relation index, void *column)
+{
+	return index->rd_rel->relam == BTREE_AM_OID &&
+		index->rd_index->indkey.values[0] == *(int *) column &&
+		RelationGetIndexPredicate(index) == NIL;
 }
 
 /* How similar the entry's prompt is. */
@@ -209,7 +216,7 @@ look_for_nearest(Relation rel, Snapshot snapshot, const LlmEmbedding *embedding,
 	Entries		entries = {.rel = rel,.snapshot = snapshot};
 	LlmKeyBytes scope;
 	HeapTuple	best;
-	Oid			index = InvalidOid;
+	Relation	index = NULL;
 	Oid			type;
 
 	llmgw_cache_key_bytes(&scope, &embedding->scope);
@@ -221,13 +228,13 @@ look_for_nearest(Relation rel, Snapshot snapshot, const LlmEmbedding *embedding,
 	{
 		ScanKeyData key;
 
-		index = find_index(rel, entries.scope_column);
+		index = llmgw_cache_find_index(rel, begins_with, &entries.scope_column);
 
 		/* the whole table is not read for this */
-		if (!OidIsValid(index))
+		if (index == NULL)
 			return NULL;
 		ScanKeyInit(&key, entries.scope_column, BTEqualStrategyNumber, F_BYTEAEQ, entries.scope);
-		entries.newest = systable_beginscan(rel, index, true, SnapshotAny, 1, &key);
+		entries.newest = systable_beginscan(rel, RelationGetRelid(index), true, SnapshotAny, 1, &key);
 	}
 	best = find_nearest(&entries, embedding, near, similarity);
 	if (entries.nearest != NULL)
@@ -235,7 +242,7 @@ look_for_nearest(Relation rel, Snapshot snapshot, const LlmEmbedding *embedding,
 	else
 	{
 		systable_endscan(entries.newest);
-		UnlockRelationOid(index, AccessShareLock);
+		index_close(index, AccessShareLock);
 	}
 	return best;
 }

@@ -51,21 +51,23 @@ struct LlmVectorScan
 /* What finds vectors in an index. */
 typedef struct Finder
 {
+	int			dimensions;
 	RegProcedure distance;
 	Oid			cast;			/* from real[], its type modifier and whether
 								 * it is explicit */
 } Finder;
 
 static bool
-find_vectors_by(Relation index, int dimensions, Finder *finder)
+finds_vectors(Relation index, void *arg)
 {
+	Finder	   *finder = arg;
 	Oid			type = index->rd_opcintype[0];
 	Oid			operator;
 	char	   *name;
 
-	if (!index->rd_index->indisvalid || !index->rd_indam->amcanorderbyop ||
+	if (!index->rd_indam->amcanorderbyop ||
 		IndexRelationGetNumberOfAttributes(index) != 1 ||
-		TupleDescAttr(RelationGetDescr(index), 0)->atttypmod != dimensions ||
+		TupleDescAttr(RelationGetDescr(index), 0)->atttypmod != finder->dimensions ||
 		index->rd_rel->relam != get_am_oid(METHOD, true))
 		return false;
 	operator = get_opfamily_member(index->rd_opfamily[0], type, type, 1);
@@ -78,35 +80,11 @@ find_vectors_by(Relation index, int dimensions, Finder *finder)
 		get_func_nargs(finder->cast) == 3;
 }
 
-static Relation
-open_index(Relation rel, int dimensions, Finder *finder)
-{
-	List	   *indexes = RelationGetIndexList(rel);
-	Relation	found = NULL;
-	ListCell   *cell;
-
-	foreach(cell, indexes)
-	{
-		Relation	index = llmgw_cache_try_index(lfirst_oid(cell));
-
-		if (index == NULL)
-			continue;
-		if (find_vectors_by(index, dimensions, finder))
-		{
-			found = index;
-			break;
-		}
-		index_close(index, AccessShareLock);
-	}
-	list_free(indexes);
-	return found;
-}
-
 LlmVectorScan *
 llmgw_vector_begin(Relation rel, const LlmEmbedding *embedding, Snapshot snapshot)
 {
 	LlmVectorScan *vectors;
-	Finder		finder;
+	Finder		finder = {embedding->dimensions};
 	Relation	index;
 	ArrayType  *array;
 	Datum	   *elements;
@@ -116,7 +94,7 @@ llmgw_vector_begin(Relation rel, const LlmEmbedding *embedding, Snapshot snapsho
 	/* its scan would take a predicate lock */
 	if (IsolationIsSerializable())
 		return NULL;
-	index = open_index(rel, embedding->dimensions, &finder);
+	index = llmgw_cache_find_index(rel, finds_vectors, &finder);
 	if (index == NULL)
 		return NULL;
 
