@@ -333,7 +333,10 @@ llmgw_call_reserve(LlmCall *call, const LlmCandidate *c, const LlmBudget **by)
 
 		*by = plan.charges[short_of].budget;
 
-		/* whose account has just been given away, its period being over */
+		/*
+		 * whose account has just been given away: it was unused, or its
+		 * period over
+		 */
 		if (try < MAX_TRIES && !llmgw_budget_look(plan.charges[short_of].budget, &account))
 		{
 			problem = find_charges(call, c, &plan, by);

@@ -61,7 +61,7 @@ static const ErrorClassInfo classes[LLMGW_NCLASSES] = {
 	[LLMGW_SCHEMA] = {"schema", ERRCODE_LLM_SCHEMA_MISMATCH,
 	"Simplify the schema, describe the wanted answer in the prompt, or use a better model."},
 	[LLMGW_UNAVAILABLE] = {"unavailable", ERRCODE_LLM_UNAVAILABLE,
-	"Try again later, add another provider of the model, or take this one into service again with llm_breaker_reset()."},
+	"Try again later, or add another provider of the model."},
 	[LLMGW_ALL_FAILED] = {"all_failed", ERRCODE_LLM_ALL_FAILED,
 	"The attempts failed in different ways: see DETAIL for each."}
 };
