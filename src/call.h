@@ -348,7 +348,6 @@ extern bool llmgw_call_end_cached(LlmCall *call);
 extern bool llmgw_call_begin(LlmCall *call);
 extern bool llmgw_call_follow(LlmCall *call);
 
-
 /*
  * For call_similar.c: a hash of what the key is made of but for the prompt, and of
  * the model that makes embeddings.  False: it has none.
