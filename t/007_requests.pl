@@ -59,7 +59,7 @@ my $killed = $gw->session;
 $killed->start(q{SELECT pg_sleep(60)});
 kill KILL => $killed->pid;
 $killed->finish;
-$node->poll_query_until('postgres', 'SELECT true') or die 'the server does not come back';
+$gw->comes_back($killed->pid) or die 'the server does not come back';
 rising_ok('after a crash of a backend', $gw->sql($id));
 
 # A clock that was set back a year ago is the same as ids that are a year ahead.

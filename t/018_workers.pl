@@ -616,7 +616,7 @@ my $signalled = kill KILL => $pid;
 is($signalled, 1, 'a worker is killed');
 ok(defined gone($pid), 'it is gone');
 $_->quit for $s, delete $gw->{admin};
-ok(wait_until(sub { $node->psql('postgres', 'SELECT 1') == 0 }), 'the server comes back');
+ok($gw->comes_back($pid), 'the server comes back');
 $admin = $gw->admin;
 $s = $gw->session;
 ok(wait_until(sub { status()->{launcher}{state} eq 'running' }, 20), 'with the launcher');

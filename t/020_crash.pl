@@ -51,17 +51,20 @@ sub backend_in_call
 
 sub end_session { delete $gw->{admin}; return }
 
-# The ways to end; the server comes up again by itself, or is started.
+# The ways to end; the server comes up again by itself, or is started. Each returns the process that it
+# has killed, if the postmaster is to see it.
 my %end = (
 	'the worker is killed' => sub {
 		my $pid = $gw->worker->{pid} or die 'there is no worker';
 		kill KILL => $pid;
 		end_session();
+		return $pid;
 	},
 	'a backend is killed in a call' => sub {
 		my $pid = backend_in_call();
 		kill KILL => $pid;
 		end_session();
+		return $pid;
 	},
 	'the postmaster is killed' => sub {
 		my $postmaster = $node->{_pid};
@@ -73,6 +76,7 @@ my %end = (
 		# where nobody reaps the postmaster its process id seems to be alive
 		unlink $node->data_dir . '/postmaster.pid', $node->host . '/.s.PGSQL.' . $node->port . '.lock';
 		$node->start;
+		return;
 	},
 	'the server is stopped immediately, and again when it is up' => sub {
 		end_session();
@@ -81,11 +85,13 @@ my %end = (
 			$node->stop('immediate');
 			$node->start;
 		}
+		return;
 	},
 	'the server is stopped fast' => sub {
 		end_session();
 		$node->stop('fast');
 		$node->start;
+		return;
 	});
 
 # What the audit found, as one text.
@@ -120,11 +126,11 @@ for my $round (1 .. $ROUNDS)
 			my $load = $gw->ledger_load_start('load', '--records', $file, '--calls', 1_000_000, '--seconds', 60, '--sessions', $SESSIONS, '--sync', $sync, '--seed', ++$seed, '--crash');
 			ok($fake->wait_for_stats(sub { $_[0]{requests} >= $journal + $UNDER_WAY }, 60), "$name: under load");
 			sleep 0.1 * ($seed % 4);
-			$end{$how}->();
+			my $killed = $end{$how}->();
 			my $told = $load->finish;
 			is(join("\n", grep { defined } @{ $told->{faults} }[ 0 .. 9 ]), '', 'until then the ledger was sound');
 
-			ok($node->poll_query_until('postgres', 'SELECT true'), 'the server is up');
+			ok($gw->comes_back($killed), 'the server is up');
 			ok($gw->drained(60), 'nothing is left in the spool, although nobody calls') or diag(explain($gw->worker));
 			$fake->wait_for_stats(sub { $_[0]{in_flight} == 0 });
 			is(findings('--records', $file, '--since', $since, '--journal-since', $journal), '', "$name: clients, provider and ledger agree");
@@ -171,7 +177,7 @@ is($node->poll_query_until('postgres', q{SELECT status = 'cancelled' FROM llm_re
 kill KILL => $slow[1]->pid;
 end_session();
 $_->finish for @slow[ 1, 2 ];
-ok($node->poll_query_until('postgres', 'SELECT true'), 'a backend is killed with one, another dies with it');
+ok($gw->comes_back($slow[1]->pid), 'a backend is killed with one, another dies with it');
 ok($gw->drained(60), 'nothing is left in the spool');
 is($gw->sql(q{SELECT string_agg(concat_ws(' ', prompt, status, r.attempts, a.input_tokens, a.output_tokens, a.cost_source, a.cost_usd = r.cost_usd), ', ' ORDER BY prompt)
 		FROM llm_requests r JOIN llm_attempts a USING (request_id) WHERE prompt LIKE 'slow%'}),

@@ -393,7 +393,7 @@ $known = $admin->value(q{SELECT count(*) FROM llm_breaker_events});
 $pid = worker();
 kill KILL => $pid;
 ok(defined gone($pid, 10), 'the worker is killed');
-ok(wait_until(sub { $node->psql('postgres', 'SELECT 1') == 0 }), 'the server comes back');
+ok($gw->comes_back($pid), 'the server comes back');
 $_->quit for $s, $admin, $listener, $locker;
 delete $gw->{admin};
 $admin = $gw->admin;

@@ -61,9 +61,9 @@ sub backend_in_call
 }
 
 my %end = (
-	'a backend is killed in a call' => sub { kill KILL => backend_in_call(); end_session(); return },
+	'a backend is killed in a call' => sub { my $pid = backend_in_call(); kill KILL => $pid; end_session(); return $pid },
 	'a backend is terminated in a call' => sub { $gw->admin->value('SELECT pg_terminate_backend(' . backend_in_call() . ')'); return },
-	'the worker is killed' => sub { kill KILL => $gw->worker->{pid}; end_session(); return },
+	'the worker is killed' => sub { my $pid = $gw->worker->{pid}; kill KILL => $pid; end_session(); return $pid },
 	'the server is stopped at once' => sub { end_session(); $node->stop('immediate'); $node->start; return },
 	'the server is stopped in order' => sub { end_session(); $node->stop('fast'); $node->start; return });
 
@@ -85,10 +85,10 @@ for my $sync (qw(on off))
 		}
 		ok($fake->wait_for_stats(sub { $_[0]{requests} >= $before + 100 }, 60), "$name: under load");
 		cmp_ok($gw->admin->value(q{SELECT reserved_usd FROM llm_budget_status WHERE budget = 'all'}), '>', 0, "$name: calls are reserved for");
-		$end{$how}->();
+		my $killed = $end{$how}->();
 		$load->signal('TERM');    # what is left of it, where only one backend has ended
 		eval { $load->finish };
-		ok($node->poll_query_until('postgres', 'SELECT true'), "$name: the server is up");
+		ok($gw->comes_back($killed), "$name: the server is up");
 		ok(wait_until(sub { $gw->admin->value(q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'budget_load'}) == 0 }), "$name: no call is left");
 		ok($gw->drained(60), "$name: all is booked");
 		is($gw->wrong_budgets, '', "$name: what is spent is what is in the ledger, and nothing is reserved");

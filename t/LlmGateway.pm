@@ -144,6 +144,22 @@ sub sql
 	return $self->{node}->safe_psql($database // 'postgres', $sql);
 }
 
+=head2 comes_back([$killed])
+
+Waits until the server takes connections again after a crash, and before that until the postmaster
+has seen the killed process end; whether it does.  Not with poll_query_until or psql: a psql that
+cannot connect may end before it has read its input, and IPC::Run dies of the broken pipe.
+
+=cut
+
+sub comes_back
+{
+	my ($self, $killed) = @_;
+	my @command = ($self->node->installed_command('psql'), '-XAtq', '-d', $self->node->connstr('postgres'), '-c', 'SELECT true');
+	return 0 if $killed && !wait_until(sub { !-e "/proc/$killed" });
+	return wait_until(sub { IPC::Run::run(\@command, '<', \undef, '>', \my $out, '2>', \my $err) });
+}
+
 =head2 add_provider($name, $url, [\%columns], [$database]), add_models($provider, @names, [\%columns])
 
 Rows of llm_providers and llm_models.  The columns are SQL expressions.  The provider's breaker is
