@@ -105,7 +105,7 @@ installed() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok instal
 
 # need PACKAGE...  installs those that are missing
 need() {
-    local package missing=() no_cluster='' log status=0
+    local package missing=() no_cluster='' log attempt status=0
     for package; do
         installed "$package" || missing+=("$package")
     done
@@ -121,11 +121,16 @@ need() {
         echo 'create_main_cluster = false' | as_root tee "$no_cluster" >/dev/null
     fi
     log=$(mktemp /tmp/llm_gateway.apt.XXXXXX)
-    # shellcheck disable=SC2016
-    logged "$log" as_root env DEBIAN_FRONTEND=noninteractive sh -ec '
-        apt-get -q -o Acquire::Retries=3 update
-        apt-get -q -y -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 \
-            -o Dpkg::Options::=--force-confold --no-install-recommends install "$@"' sh "${missing[@]}" || status=$?
+    for attempt in 1 2 3; do
+        ((attempt == 1)) || sleep $((attempt * 15))
+        status=0
+        # shellcheck disable=SC2016
+        logged "$log" as_root env DEBIAN_FRONTEND=noninteractive sh -ec '
+            apt-get -q -o Acquire::Retries=3 update
+            apt-get -q -y -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 \
+                -o Dpkg::Options::=--force-confold --no-install-recommends install "$@"' sh "${missing[@]}" || status=$?
+        ((status)) || break
+    done
     [[ -z $no_cluster ]] || as_root rm -f "$no_cluster"
     ((status == 0)) || die "could not install packages"
     rm -f "$log"

@@ -22,7 +22,7 @@
 #include "spool_private.h"
 
 /* a launcher that is missing for longer does not come back by itself */
-#define LAUNCHER_PATIENCE_MS	5000
+#define LAUNCHER_PATIENCE_MS	10000
 
 LlmSpoolRoot *llmgw_spool_root = NULL;
 

@@ -381,7 +381,7 @@ for my $model (qw(reset-before close-before))
 	is($r->{out}, scalar @$seen, "$model on a kept connection: each request is an attempt");
 }
 
-$gw->add_provider('nowhere', 'https://does-not-exist.invalid/v1');
+$gw->add_provider('nowhere', 'https://does-not-exist.invalid/v1', { connect_timeout => "'60 s'" });
 $gw->add_models('nowhere', 'm-nowhere');
 error_ok(run(q{SELECT llm_complete('hi', model => 'm-nowhere')}),
 	{ sqlstate => 'LG004', message => qr/host "does-not-exist.invalid" could not be resolved/ }, 'unknown host');
@@ -435,7 +435,7 @@ for my $url ('https://169.254.169.254/v1', 'https://[fe80::1]/v1', 'https://[::f
 	$gw->sql(sprintf q{UPDATE llm_providers SET base_url = %s WHERE name = 'nowhere'}, literal($url));
 	$r = run(q{SELECT llm_complete('hi', model => 'm-nowhere')});
 	error_ok($r, { sqlstate => 'LG004', message => qr/link-local or metadata address/, detail => qr{^nowhere/m-nowhere: network} }, $url);
-	cmp_ok($r->{seconds}, '<', 4, "$url: without a connection");
+	cmp_ok($r->{seconds}, '<', 30, "$url: without a connection");
 }
 still_ok('at the end');
 

@@ -9,7 +9,7 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 
 use lib $FindBin::Bin;
-use LlmGateway qw(PROMPTLY SLOWNESS error_ok full_listener gone literal silent_listener);
+use LlmGateway qw(PROMPTLY SLOWNESS USUALLY error_ok full_listener gone literal silent_listener);
 
 my $marker = PostgreSQL::Test::Utils::tempdir_short() . '/resolving';
 my $shim = build_shim();
@@ -134,6 +134,16 @@ sub after_ok
 	return;
 }
 
+my @delays;
+
+sub delay_ok
+{
+	my ($delay, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	push @delays, $delay;
+	return cmp_ok($delay, '<', PROMPTLY, $name);
+}
+
 is(scalar @phases, $expected, 'every phase can be made here') or diag(join ', ', map { $_->{name} } @phases);
 my $s = $gw->session;
 for my $phase (@phases)
@@ -143,16 +153,16 @@ for my $phase (@phases)
 	my $when = time;
 	$admin->value('SELECT pg_cancel_backend(' . $s->pid . ')');
 	my $r = $s->finish;
-	cmp_ok($r->{ended} - $when, '<', PROMPTLY, "$name: at once");
+	delay_ok($r->{ended} - $when, "$name: at once");
 	error_ok($r, { sqlstate => '57014', message => qr/^canceling statement due to user request$/ }, $name);
 	after_ok($s, $phase, $name);
 
 	$name = "statement_timeout while $phase->{name}";
-	$s->value(q{SET statement_timeout = } . 1000 * SLOWNESS);
+	$s->value(q{SET statement_timeout = } . 2000 * SLOWNESS);
 	enter($s, $phase);
 	$r = $s->finish;
-	cmp_ok($r->{seconds}, '>', 0.9 * SLOWNESS, "$name: not before");
-	cmp_ok($r->{seconds}, '<', SLOWNESS + PROMPTLY, "$name: at once");
+	cmp_ok($r->{seconds}, '>', 1.9 * SLOWNESS, "$name: not before");
+	delay_ok($r->{seconds} - 2 * SLOWNESS, "$name: at once");
 	error_ok($r, { sqlstate => '57014', message => qr/^canceling statement due to statement timeout$/ }, $name);
 	$s->value(q{RESET statement_timeout});
 	after_ok($s, $phase, $name);
@@ -162,12 +172,13 @@ for my $phase (@phases)
 	enter($victim, $phase);
 	$when = time;
 	$admin->value('SELECT pg_terminate_backend(' . $victim->pid . ')');
-	ok(defined gone($victim->pid, PROMPTLY), "$name: at once");
+	delay_ok(gone($victim->pid, PROMPTLY) // PROMPTLY, "$name: at once");
 	$r = $victim->finish;
 	ok($r->{lost}, "$name: the connection ends");
 	is($r->{sqlstate}, '57P01', $name);
 	after_ok(undef, $phase, $name);
 }
+cmp_ok((sort { $a <=> $b } @delays)[ @delays / 2 ], '<', USUALLY, 'as a rule at once');
 
 # A batch ends with all of its calls
 
@@ -227,7 +238,7 @@ sub abort_calls
 		$aborted += () = $result->{err} =~ /ERROR:  57014/g;
 		$n -= 100;
 	}
-	$busy->value(q{RESET statement_timeout});
+	1 while defined $busy->run(q{RESET statement_timeout})->{sqlstate};    # which itself may take too long
 	$busy->value(q{SELECT llm_complete('hi', model => 'gpt-4o')}) for 1 .. 3;
 	return $aborted;
 }
@@ -238,7 +249,7 @@ my $fds_before = descriptors();
 my $memory_before = memory();
 $fake->reset;
 is(abort_calls(1000), 1000, 'a thousand calls are aborted');
-cmp_ok(scalar(grep { $_->{model} eq 'silent' } @{ $fake->journal }), '>', 200, 'many of them after the request was sent');
+cmp_ok(scalar(grep { $_->{model} eq 'silent' } @{ $fake->journal }), '>', 20, 'many of them after the request was sent');
 my $fds = descriptors();
 my $memory = memory();
 is($fds->{sockets}, $fds_before->{sockets}, 'no socket is left');
@@ -255,9 +266,9 @@ $gw->no_crash_ok;
 # The postmaster dies
 
 my $postmaster = $gw->node->{_pid};
-my @children = children($postmaster);
 enter($s, $phases[-4]);
 $pid = $s->pid;
+my @children = children($postmaster);
 $gw->node->kill9;
 ok(defined gone($pid, PROMPTLY), 'a call ends with the postmaster');
 ok($s->finish->{lost}, 'so does its connection');

@@ -87,7 +87,7 @@ for my $level ('READ COMMITTED', 'SERIALIZABLE')
 {
 	$gw->sql(q{UPDATE llm_providers SET options = options || '{"latency_ms": 20}' WHERE kind = 'mock'});
 	$b->value("BEGIN ISOLATION LEVEL $level");
-	$b->start(q{SELECT string_agg(d.response, ' ' ORDER BY g) FROM generate_series(1, 80) g, llm_complete_detail('who? ' || g, model => 'who') d});
+	$b->start(q{SELECT string_agg(d.response, ' ' ORDER BY g) FROM generate_series(1, 150) g, llm_complete_detail('who? ' || g, model => 'who') d});
 	$gw->wait_in_call($b);
 	select undef, undef, undef, 0.3;
 	$a->value($to_two);
@@ -99,12 +99,12 @@ for my $level ('READ COMMITTED', 'SERIALIZABLE')
 }
 
 # a call that is under way keeps what it began with
-$gw->add_models('fake', qw(gpt-4o slow-500));
-$b->start(q{SELECT provider, response FROM llm_complete_detail('hi', model => 'slow-500')});
+$gw->add_models('fake', qw(gpt-4o slow-3000));
+$b->start(q{SELECT provider, response FROM llm_complete_detail('hi', model => 'slow-3000')});
 $gw->wait_in_call($b);
-$a->value(q{DELETE FROM llm_models WHERE name = 'slow-500'});
+$a->value(q{DELETE FROM llm_models WHERE name = 'slow-3000'});
 is($b->finish->{out}, 'fake|echo: hi', 'a call under way goes on when its model is deleted');
-error_ok($b->run(q{SELECT llm_complete('hi', model => 'slow-500')}), { sqlstate => '42704' }, 'the next one does not know the model');
+error_ok($b->run(q{SELECT llm_complete('hi', model => 'slow-3000')}), { sqlstate => '42704' }, 'the next one does not know the model');
 
 # Every table counts
 

@@ -118,7 +118,7 @@ is($r->{out}, 'timeout,timeout,timeout', 'timeout_ms is of each call');
 # A thousand
 
 $fake->reset;
-$fake->script('gpt-4o', { delay_ms => 1000, repeat => 'forever' });
+$fake->script('gpt-4o', { delay_ms => 5000, repeat => 'forever' });
 $r = $s->run('SELECT count(*), count(response), count(DISTINCT response), sum(attempts) FROM llm_complete_batch(' . prompts(1000)
 	  . q{, model => 'gpt-4o', max_concurrency => 2000)});
 is($r->{out}, '1000|1000|1000|1000', 'a thousand prompts');

@@ -15,7 +15,7 @@ my $gw = LlmGateway->new(
 	name => 'proxy',
 	env  => { map { $_ => $url } qw(http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY) });
 $gw->add_models('fake', 'gpt-4o');
-$gw->sql(q{UPDATE llm_error_policies SET max_retries = 0});
+$gw->sql(q{UPDATE llm_error_policies SET max_retries = 0; UPDATE llm_providers SET connect_timeout = '60 s'});
 my $call = q{SELECT llm_complete('hi', model => 'gpt-4o')};
 
 my $s = $gw->session;

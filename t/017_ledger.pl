@@ -12,12 +12,12 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 
 use lib $FindBin::Bin;
-use LlmGateway qw(PROMPTLY error_ok gone literal row rows);
+use LlmGateway qw(PROMPTLY error_ok gone literal row rows wait_until);
 
 my $CALLS = $ENV{LLM_GATEWAY_LEDGER_CALLS} || 4000;
 
 # What must not wait must be back after this time; what does wait, waits for longer.
-use constant AT_ONCE => 5;
+use constant AT_ONCE => 20;
 use constant LONGER  => "'60s'";
 
 my @tables = qw(llm_requests llm_attempts llm_daily_spend);
@@ -268,7 +268,7 @@ for my $case ([ '', '{' . "\x{e9}" x 39, 10 ], [ ', max_tokens => 4', '{' . 'x' 
 }
 
 $mark = mark();
-error_ok($s->run("SELECT llm_complete('$mark', model => 'silent', timeout_ms => 100)"), { sqlstate => 'LG003' }, 'timeout_ms');
+error_ok($s->run("SELECT llm_complete('$mark', model => 'silent', timeout_ms => 1000)"), { sqlstate => 'LG003' }, 'timeout_ms');
 columns_ok(booked($mark, $s), { status => 'error', error_class => 'timeout', cost_source => 'estimate', cost_usd => cost(3, $price{input}), input_tokens => 3, output_tokens => 0 }, 'costs its input');
 
 $mark = mark();
@@ -357,7 +357,7 @@ for my $case (
 	booked_later_ok("prompt = '$mark'", 1, 'and in the ledger');
 	columns_ok(booked($mark), { status => 'cancelled', attempts => 1, cost_source => 'estimate', input_tokens => 3, output_tokens => 0, cost_usd => cost(3, $price{input}), provider => 'fake', model => 'silent' }, "$name: with the cost of its input");
 }
-$s->value(q{SET statement_timeout = '100ms'});
+$s->value(q{SET statement_timeout = '1s'});
 $mark = mark();
 error_ok($s->run("SELECT count(*) FROM llm_complete_batch(ARRAY['$mark a', '$mark b', '$mark c'], model => 'silent', max_concurrency => 2)"), { sqlstate => '57014' }, 'statement_timeout, of a batch');
 $s->value('RESET statement_timeout');
@@ -421,9 +421,9 @@ in_step_ok('the day is the sum of all that');
 # Nobody waits for the ledger --------------------------------------------------------------------
 
 # A worker with nothing to do leaves, and the next call has its row all the same
+my $worker = $gw->worker->{pid};
 $gw->sql(q{ALTER SYSTEM SET llm_gateway.worker_idle_timeout = '300ms'});
 $node->reload;
-my $worker = $gw->worker->{pid};
 ok(defined gone($worker, 30), 'an idle worker leaves');
 $mark = mark();
 $s->value(call_sql($mark));
@@ -460,6 +460,7 @@ for my $table (@tables)
 	$locker->value('COMMIT');
 	booked_later_ok("prompt LIKE '$mark%'", scalar @$callers, 'afterwards all of them are in the ledger');
 }
+ok(wait_until(sub { $gw->worker->{state} eq 'running' }), 'the worker goes on');
 $mark = mark();
 $when = time;
 $s->value(call_sql($mark));
@@ -523,10 +524,10 @@ for my $work (
 			sleep 0.05;
 			$r = $locker->run($statement);
 			is($r->{sqlstate}, undef, $statement) or diag($r->{err});
-			cmp_ok($r->{seconds}, '<', 2 * AT_ONCE, 'does not hang');
+			cmp_ok($r->{seconds}, '<', 45, 'does not hang');
 		}
 	});
-	cmp_ok($longest, '<', 4 * AT_ONCE, "$name: nor do the calls");
+	cmp_ok($longest, '<', 45, "$name: nor do the calls");
 	ok($gw->drained, 'all is booked');
 	is(count_booked("prompt LIKE '$mark%'"), 200, "$name: nothing is lost") if $name ne 'TRUNCATE';
 	is($admin->value("SELECT sum(requests) - $requests FROM llm_daily_spend WHERE model = 'gpt-4o'"), 200, "$name: the day has all of them");
@@ -539,8 +540,10 @@ $gw->sql('DROP INDEX llm_requests_test, llm_attempts_test, llm_daily_spend_test;
 sub freeze
 {
 	$s->value(call_sql('a worker, please'));
-	my $pid = $gw->worker->{pid} or die 'there is no worker';
-	sleep 0.3;    # it holds nothing that others need
+	my $pid;
+	wait_until(sub { $pid = $gw->worker->{pid} }) or die 'there is no worker';
+	wait_until(sub { $admin->value("SELECT state = 'idle' AND xact_start IS NULL FROM pg_stat_activity WHERE pid = $pid") eq 't' }) or die 'the worker is busy';
+	sleep 1.2;    # nor does it nap any more: it holds nothing that others need
 	kill STOP => $pid;
 	return $pid;
 }
@@ -566,7 +569,7 @@ $s->value('SET llm_gateway.ledger_sync_timeout = ' . LONGER);
 $before = $fake->stats->{outcomes}{delivered};
 $s->start(call_sql($marks[3]));
 ok($fake->wait_for_stats(sub { $_[0]{outcomes}{delivered} > $before }), 'a call has its answer, and waits for the ledger');
-sleep 0.2;
+sleep 1;
 $when = time;
 $admin->value('SELECT pg_cancel_backend(' . $s->pid . ')');
 $r = $s->finish;

@@ -10,7 +10,7 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 
 use lib $FindBin::Bin;
-use LlmGateway qw(literal row rows);
+use LlmGateway qw(literal row rows wait_until);
 
 my $gw = LlmGateway->new(name => 'booking', conf => <<'CONF');
 restart_after_crash = on
@@ -248,13 +248,7 @@ is($o->run("$mock; $mock")->{err}, '', 'calls in a transaction that creates the 
 sleep 0.3;
 $o->value('ROLLBACK');
 ok(wait_for(q{count(*) = 0 FROM pg_stat_activity WHERE datname = 'other' AND backend_type = 'llm_gateway worker' AND state <> 'idle'}), 'it is rolled back');
-my $found = 0;
-for (1 .. 500)
-{
-	last if $found = logged(qr/discarded 2 requests of an extension "llm_gateway" that is gone/);
-	sleep 0.02;
-}
-is($found, 1, 'their ledger never was: they are discarded, and the log says so');
+ok(wait_until(sub { logged(qr/discarded 2 requests of an extension "llm_gateway" that is gone/) == 1 }), 'their ledger never was: they are discarded, and the log says so');
 $o->value('CREATE EXTENSION llm_gateway SCHEMA even');
 $o->value(q{SELECT count(*) FROM llm_add_provider('mock')});
 is($o->run($mock)->{err}, '', 'a call after that');

@@ -13,7 +13,7 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 
 use lib $FindBin::Bin;
-use LlmGateway qw(gone);
+use LlmGateway qw(gone wait_until);
 
 my $ROUNDS = $ENV{LLM_GATEWAY_CRASH_ROUNDS} || 2;
 my $SESSIONS = 24;
@@ -55,7 +55,8 @@ sub end_session { delete $gw->{admin}; return }
 # has killed, if the postmaster is to see it.
 my %end = (
 	'the worker is killed' => sub {
-		my $pid = $gw->worker->{pid} or die 'there is no worker';
+		my $pid;
+		wait_until(sub { $pid = $gw->worker->{pid} }) or die 'there is no worker';
 		kill KILL => $pid;
 		end_session();
 		return $pid;

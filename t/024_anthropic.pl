@@ -390,14 +390,14 @@ for my $provider (qw(claude plain))
 models('limited');
 sub at { my ($seconds, $zone) = @_; return strftime('%Y-%m-%dT%H:%M:%S' . ($zone // 'Z'), gmtime(time + $seconds)) }
 for my $limit (
-	[ 1, 3.5, sub { ('requests-remaining' => 0, 'requests-reset' => at(2)) } ],
-	[ 1, 3.5, sub { ('requests-remaining' => 5, 'requests-reset' => at(30), 'tokens-remaining' => 0, 'tokens-reset' => at(3602, '.25+01:00')) } ],
-	[ 1, 3.5, sub { ('input-tokens-remaining' => 0, 'input-tokens-reset' => at(2)) } ],
-	[ 0, 0.9, sub { ('requests-remaining' => 0, 'requests-reset' => at(30), retry => 0) } ],
-	[ 0, 0.9, sub { ('requests-remaining' => 0, 'requests-reset' => 'soon') } ],
-	[ 0, 0.9, sub { ('requests-remaining' => 0, 'requests-reset' => '2125-13-01T00:00:00Z') } ],
-	[ 0, 0.9, sub { ('requests-remaining' => 0, 'requests-reset' => '2125-01-01T00:00:00') } ],
-	[ 0, 0.9, sub { ('requests-remaining' => 0, 'requests-reset' => at(-1000)) } ])
+	[ 0.3, 4.9, sub { ('requests-remaining' => 0, 'requests-reset' => at(2)) } ],
+	[ 0.3, 4.9, sub { ('requests-remaining' => 5, 'requests-reset' => at(30), 'tokens-remaining' => 0, 'tokens-reset' => at(3602, '.25+01:00')) } ],
+	[ 0.3, 4.9, sub { ('input-tokens-remaining' => 0, 'input-tokens-reset' => at(2)) } ],
+	[ 0, 4.5, sub { ('requests-remaining' => 0, 'requests-reset' => at(30), retry => 0) } ],
+	[ 0, 4.5, sub { ('requests-remaining' => 0, 'requests-reset' => 'soon') } ],
+	[ 0, 4.5, sub { ('requests-remaining' => 0, 'requests-reset' => '2125-13-01T00:00:00Z') } ],
+	[ 0, 4.5, sub { ('requests-remaining' => 0, 'requests-reset' => '2125-01-01T00:00:00') } ],
+	[ 0, 4.5, sub { ('requests-remaining' => 0, 'requests-reset' => at(-1000)) } ])
 {
 	my ($least, $most, $headers) = @$limit;
 	my %headers = $headers->();

@@ -14,7 +14,7 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 
 use lib $FindBin::Bin;
-use LlmGateway qw($KEY PROMPTLY error_ok row);
+use LlmGateway qw($KEY PROMPTLY USUALLY error_ok row);
 
 my $gw = LlmGateway->new(name => 'stream');
 my $fake = $gw->fake;
@@ -29,7 +29,7 @@ $gw->sql('UPDATE llm_error_policies SET backoff_ms = least(backoff_ms, 10), max_
 
 # in millionths of a dollar
 my %prices = (input_price => 1, output_price => 100);
-$gw->add_models('fake', qw(gpt-4o drip-200 drip-50 empty length status-503 status-400 silent drip-20+unicode-split drip-1+unicode-split+one-byte scripted), {%prices});
+$gw->add_models('fake', qw(gpt-4o drip-3000 drip-200 drip-50 empty length status-503 status-400 silent drip-20+unicode-split drip-1+unicode-split+one-byte scripted), {%prices});
 
 # Events of the wire.
 
@@ -76,7 +76,9 @@ sub booked_ok
 	return;
 }
 
-# The fake has seen the client go, promptly after that moment.
+# The fake has seen the client go, promptly after that moment, and not at the end of the answer.
+my @delays;
+
 sub closed_ok
 {
 	my ($when, $name) = @_;
@@ -87,6 +89,7 @@ sub closed_ok
 	my $late = $entry->{ended} - $when;
 	note(sprintf '%s: after %.1f ms', $name, 1000 * $late);
 	cmp_ok($late, '<', PROMPTLY, "$name: promptly");
+	push @delays, $late;
 	return;
 }
 
@@ -105,38 +108,47 @@ for my $case (
 	[ 'extended query, two rows each', sub { $c->execute($_[0], 2) }, 2 ])
 {
 	my ($name, $start, $limit) = @$case;
-	$fake->reset;
-	drip(300, \@words);
-	$start->(q{SELECT llm_stream('hi', model => 'scripted')});
-	my $all = $c->read;
-	my $suspended = 0;
-	while ($all->{suspended})
-	{
-		$suspended++;
-		$c->resume($limit);
-		my $more = $c->read;
-		push @{ $all->{$_} }, @{ $more->{$_} } for qw(rows at);
-		$all->{suspended} = $more->{suspended};
-		$all->{tag} = $more->{tag};
-		$all->{error} //= $more->{error};
-	}
-	is($all->{error}, undef, "$name: no error");
-	is_deeply([ map { $_->[0] } @{ $all->{rows} } ], \@words, "$name: a row for each chunk");
-	like($all->{tag} // '', qr/^SELECT \d$/, "$name: and an end");
-	is($suspended, $limit ? int(@words / $limit) : 0, "$name: portions") if $limit;
+	my @wrong;
 
-	# the head goes out at once, the first chunk 300 ms after it
-	my $sent = $fake->journal->[-1]{time};
-	for my $i (0 .. $#words)
+	# a machine that is held up may hold up a row, or bring two chunks at once
+	for (1 .. 3)
 	{
-		my $late = $all->{at}[$i] - ($sent + 0.3 * ($i + 1));
-		cmp_ok($late, '>', -0.05, "$name: row $i, not before its chunk");
-		cmp_ok($late, '<', 0.25, "$name: row $i, soon after its chunk");
+		@wrong = ();
+		$fake->reset;
+		drip(300, \@words);
+		$start->(q{SELECT llm_stream('hi', model => 'scripted')});
+		my $all = $c->read;
+		my $suspended = 0;
+		while ($all->{suspended})
+		{
+			$suspended++;
+			$c->resume($limit);
+			my $more = $c->read;
+			push @{ $all->{$_} }, @{ $more->{$_} } for qw(rows at);
+			$all->{suspended} = $more->{suspended};
+			$all->{tag} = $more->{tag};
+			$all->{error} //= $more->{error};
+		}
+		is($all->{error}, undef, "$name: no error");
+		is(text($all), join('', @words), "$name: the answer");
+		like($all->{tag} // '', qr/^SELECT \d$/, "$name: and an end");
+		push @wrong, scalar @{ $all->{rows} } . ' rows' if @{ $all->{rows} } != @words;
+		push @wrong, "$suspended portions" if $limit && $suspended != int(@words / $limit);
+
+		# the head goes out at once, the first chunk 300 ms after it
+		my $sent = $fake->journal->[-1]{time};
+		for my $i (0 .. $#{ $all->{at} })
+		{
+			my $late = $all->{at}[$i] - ($sent + 0.3 * ($i + 1));
+			push @wrong, "row $i after $late s" if $late <= -0.05 || $late >= 0.25;
+		}
+		last if !@wrong;
 	}
+	is(join(', ', @wrong), '', "$name: each chunk is a row, soon after it came and not before");
 }
 
 # Several rows at once do not wait for each other, nor for the end.
-drip(0, [ 'a' .. 'e' ], chunks => [ delta('a') . delta('b'), delta('c') . delta('d'), delta('e'), ending(7, 3) ], chunk_delay_ms => 150);
+drip(0, [ 'a' .. 'e' ], chunks => [ delta('a') . delta('b'), delta('c') . delta('d'), delta('e'), ending(7, 3) ], chunk_delay_ms => 400);
 $c->query(q{SELECT llm_stream('hi', model => 'scripted')});
 $r = $c->read;
 is(text($r), 'abcde', 'chunks of several events');
@@ -144,7 +156,7 @@ is(scalar @{ $r->{rows} }, 3, 'are a row each');
 cmp_ok($r->{at}[2] - $r->{at}[0], '>', 0.2, 'as they come');
 
 # COPY, too, sends what it has
-drip(150, \@words);
+drip(300, \@words);
 $c->query(q{COPY (SELECT llm_stream('hi', model => 'scripted')) TO STDOUT});
 $r = $c->read;
 is(join('', map { $_->[0] =~ s/\n//r } @{ $r->{rows} }), join('', @words), 'COPY');
@@ -154,14 +166,14 @@ cmp_ok($r->{at}[-1] - $r->{at}[0], '>', 0.4, 'COPY: as they come');
 for my $case ([ 'psql', 0 ], [ 'psql with FETCH_COUNT', 1 ])
 {
 	my ($name, $count) = @$case;
-	drip(150, \@words);
+	drip(300, \@words);
 	my @command = ($node->installed_command('psql'), '-XAtq', '-d', $node->connstr('postgres'), '-v', "FETCH_COUNT=$count",
 		'-c', q{SELECT llm_stream('hi', model => 'scripted')});
 	open my $psql, '-|', @command or die "cannot run psql: $!";
 	my ($out, @at) = ('');
 	push @at, time while sysread $psql, $out, 4096, length $out;
 	close $psql;
-	is($out, join('', map { "$_\n" } @words), $name);
+	is($out =~ s/\n//gr, join('', @words), $name);
 	$count ? cmp_ok($at[-1] - $at[0], '>', 0.4, "$name: as they come") : cmp_ok($at[-1] - $at[0], '<', 0.1, "$name: all at the end");
 }
 
@@ -173,7 +185,7 @@ for my $case (
 	[ 'under ORDER BY', q{SELECT t FROM (SELECT llm_stream('hi', model => 'scripted') AS t, 1 AS n) AS q ORDER BY n}, 0 ])
 {
 	my ($name, $query, $spread) = @$case;
-	drip(100, \@words);
+	drip(250, \@words);
 	$c->query($query);
 	$r = $c->read;
 	is(text($r), join('', @words), $name);
@@ -205,7 +217,7 @@ is($s->value(q{SELECT n, string_agg(t, '') FROM (SELECT n, llm_stream('no ' || n
 	"1|echo: no 1\n2|echo: no 2\n3|echo: no 3", 'a call for each row');
 is($s->value(q{SELECT n, (SELECT string_agg(t, '') FROM (SELECT llm_stream('no ' || n, model => 'gpt-4o') AS t) AS q) FROM generate_series(1, 3) AS n}),
 	"1|echo: no 1\n2|echo: no 2\n3|echo: no 3", 'in a subquery that is run again');
-is($s->value(q{SELECT n, (SELECT t FROM (SELECT llm_stream('no ' || n, model => 'drip-50') AS t) AS q LIMIT 1) FROM generate_series(1, 3) AS n}),
+is($s->value(q{SELECT n, (SELECT left(t, 4) FROM (SELECT llm_stream('no ' || n, model => 'drip-50') AS t) AS q LIMIT 1) FROM generate_series(1, 3) AS n}),
 	"1|echo\n2|echo\n3|echo", 'and that is not read to its end');
 
 # Two in one list: each goes on when both have a row
@@ -230,7 +242,7 @@ for my $case ([ 'anthropic', "$root/anthropic" ], [ 'gemini', $root ], [ 'ollama
 {
 	my ($kind, $url) = @$case;
 	$gw->add_provider($kind, $url, { kind => "'$kind'" });
-	$gw->add_models($kind, "m-$kind", { %prices, upstream_name => "'drip-50'" });
+	$gw->add_models($kind, "m-$kind", { %prices, upstream_name => "'drip-150'" });
 	$c->query(qq{SELECT llm_stream('Good morning to you', model => 'm-$kind')});
 	$r = $c->read;
 	is(text($r), 'echo: Good morning to you', "$kind: the answer");
@@ -260,12 +272,12 @@ booked_ok(
 	},
 	'a whole stream');
 is($row->{cost_usd} * 1e6, 7 * 1 + 3 * 100, 'at its price');
-drip(200, \@words);
+drip(400, \@words);
 $s->value(q{SELECT llm_stream('hi', model => 'scripted')});
 $row = booked();
-cmp_ok($row->{ttft_ms}, '>=', 195, 'the time to the first words');
-cmp_ok($row->{ttft_ms}, '<', 600, 'is not that to the last ones');
-cmp_ok($row->{latency_ms}, '>=', 1195, 'which is this');
+cmp_ok($row->{ttft_ms}, '>=', 395, 'the time to the first words');
+cmp_ok($row->{ttft_ms}, '<', 2000, 'is not that to the last ones');
+cmp_ok($row->{latency_ms}, '>=', 2395, 'which is this');
 
 # Ended early
 
@@ -285,15 +297,17 @@ sub early_ok
 }
 
 my $long = q{SELECT llm_stream(repeat('long ', 20), model => 'drip-200')};
+my $answer = 'echo: ' . 'long ' x 20;
 
 $c->query("$long LIMIT 2");
 $r = $c->read;
-is(text($r), 'echo: lo', 'LIMIT');
+is(index($answer, text($r)), 0, 'LIMIT');
+is(scalar @{ $r->{rows} }, 2, 'LIMIT: rows');
 early_ok('LIMIT', sub { $r->{ended} });
 
-$c->query("$long LIMIT 1");
+$c->query(q{SELECT llm_stream(repeat('long ', 20), model => 'drip-3000') LIMIT 1});
 $r = $c->read;
-cmp_ok($r->{ended} - $r->{at}[0], '<', 0.1, 'LIMIT does not wait for the row after it');
+cmp_ok($r->{ended} - $r->{at}[0], '<', 2.5, 'LIMIT does not wait for the row after it');
 ok($gw->drained, 'and is booked');
 
 $c->run('BEGIN');
@@ -305,7 +319,8 @@ for my $i (1 .. 3)
 	$r = $c->run('FETCH 1 FROM c');
 	push @got, @{ $r->{rows} };
 }
-is(join('|', map { $_->[0] } @got), 'echo|: lo|ng l', 'FETCH 1');
+is(scalar @got, 3, 'FETCH 1');
+is(index($answer, join '', map { $_->[0] } @got), 0, 'FETCH 1: the beginning');
 early_ok('CLOSE', sub { my $t = time; $c->run('CLOSE c'); return $t });
 $c->run('COMMIT');
 
@@ -336,7 +351,7 @@ is($c->run('SELECT 1')->{rows}[0][0], '1', 'the session goes on');
 for my $case ([ 'cancel', qr/user request/ ], [ 'statement_timeout', qr/statement timeout/ ])
 {
 	my ($name, $message) = @$case;
-	$c->run(q{SET statement_timeout = '700ms'}) if $name ne 'cancel';
+	$c->run(q{SET statement_timeout = '2s'}) if $name ne 'cancel';
 	$c->query($long);
 	$r = $c->read(2);
 	my $when = time;
@@ -368,6 +383,7 @@ for my $case ('while it waits', 'between two FETCHes')
 	early_ok("terminate $case", sub { my $t = time; $admin->value('SELECT pg_terminate_backend(' . $d->pid . ')'); return $t });
 	is($d->read->{error}{C}, '57P01', "terminate $case: the client is told");
 }
+cmp_ok((sort { $a <=> $b } @delays)[ @delays / 2 ], '<', USUALLY, 'as a rule the provider sees it at once');
 
 # the client goes away: noticed with the next row that cannot be sent
 {
@@ -377,7 +393,7 @@ for my $case ('while it waits', 'between two FETCHes')
 	my $when = time;
 	$d->disconnect;
 	ok($fake->wait_for(sub { ($_[0][-1]{outcome} // '') eq 'client_closed' }), 'a client that is gone: the provider sees the connection close');
-	cmp_ok($fake->journal->[-1]{ended} - $when, '<', 1.5, 'a client that is gone: within a few rows');
+	cmp_ok($fake->journal->[-1]{ended} - $when, '<', 4, 'a client that is gone: within a few rows');
 	booked_ok({ operation => 'stream', status => 'cancelled' }, 'a client that is gone');
 }
 
@@ -407,14 +423,14 @@ is(text($c->read), 'echo: hi', 'a fallback after a stream that broke before its 
 
 # After the first row there is no way back
 
-$gw->sql(q{UPDATE llm_providers SET idle_timeout = '500 ms' WHERE name = 'fake'});
+$gw->sql(q{UPDATE llm_providers SET idle_timeout = '2 s' WHERE name = 'fake'});
 for my $case (
 	[ 'drip-100+cut',             'LG010', 'malformed',      qr/ended before it was complete/ ],
 	[ 'drip-100+cut-short',       'LG004', 'network',        qr/./ ],
 	[ 'drip-100+malformed',       'LG010', 'malformed',      qr/event of the stream/ ],
 	[ 'drip-100+error-in-stream', 'LG004', 'server_error',   qr/server had an error/ ],
 	[ 'drip-100+reset-mid',       'LG004', 'network',        qr/./ ],
-	[ 'drip-100+stall',           'LG003', 'timeout',        qr/stopped for 500 ms \(idle_timeout\)/ ])
+	[ 'drip-100+stall',           'LG003', 'timeout',        qr/stopped for 2000 ms \(idle_timeout\)/ ])
 {
 	my ($model, $sqlstate, $class, $message) = @$case;
 	$gw->add_models('fake', $model, {%prices});
@@ -481,7 +497,7 @@ for my $case (
 	[ 'before an emoji',    [ 'It is ', substr($KEY, 0, 20), substr($KEY, 20) . "\x{1f511}", "\x{1f511}" ],      "It is $stars\x{1f511}\x{1f511}" ])
 {
 	my ($name, $chunks, $want) = @$case;
-	drip(15, $chunks);
+	drip(@$chunks > 9 ? 15 : 150, $chunks);    # so far apart that they are rows
 	$c->query(q{SELECT llm_stream('hi', model => 'scripted')});
 	$r = $c->read;
 	is(text($r), $want, "the key, $name");
@@ -490,7 +506,7 @@ for my $case (
 
 # A slow reader: what came while nobody looked is not late
 
-$gw->add_provider('slow', $fake->url('/slow'), { connect_timeout => "'1 s'", first_byte_timeout => "'1 s'", idle_timeout => "'1 s'" });
+$gw->add_provider('slow', $fake->url('/slow'), { connect_timeout => "'2 s'", first_byte_timeout => "'2 s'", idle_timeout => "'2 s'" });
 $gw->add_models('slow', 'm-slow', { upstream_name => "'scripted'" });
 for my $case ([ 'is done', 20 ], [ 'goes on', 300 ])
 {
@@ -508,7 +524,7 @@ for my $case ([ 'is done', 20 ], [ 'goes on', 300 ])
 		for (1 .. 2)
 		{
 			$got .= text($d->run('FETCH 1 FROM c'));
-			sleep 1.6;
+			sleep 2.6;
 			if ($between ne 'nothing')
 			{
 				is(text($d->run(q{SELECT llm_complete('hi', model => 'spare/gpt-4o')})), 'echo: hi', "a slow reader, the provider $name: another call");
@@ -526,7 +542,7 @@ drip(0, [ 'a', 'b' ], chunks => [ delta('a') ], then => 'stall');
 $c->run('BEGIN');
 $c->run(q{DECLARE c CURSOR FOR SELECT llm_stream('hi', model => 'm-slow')});
 is(text($c->run('FETCH 1 FROM c')), 'a', 'a provider that stops');
-sleep 1.2;
+sleep 2.2;
 $r = $c->run('FETCH 1 FROM c');
 is($r->{error}{C}, 'LG003', 'is late');
 $c->run('ROLLBACK');
@@ -538,7 +554,7 @@ $c->run('ROLLBACK');
 	$fake->script('scripted', { text => $want });
 	my $d = Wire->new($node);
 	$d->query(q{SELECT llm_stream('hi', model => 'm-slow')});
-	sleep 2.5;
+	sleep 3;
 	$r = $d->read;
 	is($r->{error} && "$r->{error}{C} $r->{error}{M}", undef, 'a client that does not read: no time-out');
 	ok(text($r) eq $want, 'a client that does not read: the whole answer');
@@ -567,7 +583,7 @@ BEGIN
 		BEGIN
 			OPEN c FOR SELECT llm_stream('a long prompt ' || i, model => 'drip-50');
 			FETCH c INTO t;
-			IF t <> 'echo' THEN RAISE EXCEPTION 'got %', t; END IF;
+			IF t NOT LIKE 'echo%' THEN RAISE EXCEPTION 'got %', t; END IF;
 			RAISE division_by_zero;
 		EXCEPTION WHEN division_by_zero THEN
 			c := NULL;
@@ -593,15 +609,16 @@ is($admin->value(q{SELECT count(*), count(*) FILTER (WHERE status = 'cancelled')
 # a cursor that outlives its transaction has been read by its end
 $s->run('BEGIN');
 $s->run(q{DECLARE held CURSOR WITH HOLD FOR SELECT llm_stream('hello', model => 'drip-50')});
-is($s->value('FETCH 1 FROM held'), 'echo', 'a cursor WITH HOLD');
+my $held = $s->value('FETCH 1 FROM held');
+like($held, qr/^echo/, 'a cursor WITH HOLD');
 $s->run('COMMIT');
 is(in_flight(), 0, 'a cursor WITH HOLD: done with COMMIT');
-is($s->value('FETCH ALL FROM held'), ": he\nllo", 'a cursor WITH HOLD: the rest');
+is(($held . $s->value('FETCH ALL FROM held')) =~ s/\n//gr, 'echo: hello', 'a cursor WITH HOLD: the rest');
 $s->run('CLOSE held');
 
 # a cursor that goes back does not ask again
 $s->run('BEGIN');
-$s->run(q{DECLARE c SCROLL CURSOR FOR SELECT llm_stream('hello', model => 'drip-50')});
+$s->run(q{DECLARE c SCROLL CURSOR FOR SELECT llm_stream('hello', model => 'drip-200')});
 is(scalar @{ $gw->requests(sub { is($s->value("FETCH 2 FROM c;\nFETCH ABSOLUTE 1 FROM c;\nFETCH ALL FROM c"), "echo\n: he\necho\n: he\nllo", 'a SCROLL cursor') }) }, 1, 'a SCROLL cursor: one call');
 $s->run('COMMIT');
 

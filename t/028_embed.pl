@@ -255,8 +255,8 @@ is("$r->{out} of " . @$requests, '2 of 2', 'an input that is larger goes alone')
 
 $fake->reset;
 $gw->add_provider('slow', $root, { kind => "'gemini'" });
-$gw->add_models('slow', 'slow-300');
-is($s->value("SELECT count(embedding) FROM llm_embed_batch($thousand, model => 'slow/slow-300')"), 1000, 'ten packs');
+$gw->add_models('slow', qw(slow-300 slow-1500));
+is($s->value("SELECT count(embedding) FROM llm_embed_batch($thousand, model => 'slow/slow-1500')"), 1000, 'ten packs');
 is($fake->stats->{max_in_flight}, 10, 'all at once');
 $fake->reset;
 is($s->value("SELECT count(embedding) FROM llm_embed_batch($thousand, model => 'slow/slow-300', max_concurrency => 3)"), 1000, 'ten packs, three at a time');
@@ -331,8 +331,8 @@ for my $concurrency (1, 4)
 	is($r->{out}, '1000|0|invalid_request|invalid_request', 'all are refused');
 	cmp_ok(scalar @$requests, '<=', 10 + $concurrency * 2 * (4 * 7 + 1), 'in a bounded number of requests');
 }
-$fake->script('embed-refuses', { behaviour => 'slow-200', repeat => 'forever' });
-$gw->sql(q{UPDATE llm_models SET total_timeout = '100 ms' WHERE name = 'embed-refuses'});
+$fake->script('embed-refuses', { behaviour => 'slow-5000', repeat => 'forever' });
+$gw->sql(q{UPDATE llm_models SET total_timeout = '1 s' WHERE name = 'embed-refuses'});
 $requests = requests_of(q{SELECT count(*), min(error_class) FROM llm_embed_batch('{a,b,c}', model => 'openai/embed-refuses')});
 is("$r->{out} of " . @$requests, '3|timeout of 2', 'other errors are those of all inputs');
 $fake->script('embed-refuses');

@@ -81,7 +81,7 @@ for my $n (0 .. $#sessions)
 		my $id = $first + $i * 7 + $n;
 		my $insert = "INSERT INTO llm_budgets (name) VALUES ('n$n $i') RETURNING id;";
 		$sql .=
-		    $n == 0 ? "INSERT INTO llm_budgets (id, name) VALUES ((SELECT last_value + 3 FROM _llm_budget_id_seq), 'r$i') ON CONFLICT DO NOTHING;\n"
+		    $n == 0 ? "INSERT INTO llm_budgets (id, name) VALUES ((SELECT last_value + 1000 FROM _llm_budget_id_seq), 'r$i') ON CONFLICT DO NOTHING;\n"
 		  : $i % 3 == 0 ? "BEGIN; $insert ROLLBACK;\n"
 		  :               "$insert\n";
 	}

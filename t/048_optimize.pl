@@ -97,7 +97,7 @@ $gw->sql(q{UPDATE llm_models SET tier = 'standard'});
 # Speed
 
 $gw->sql(q{
-	INSERT INTO llm_providers(name, kind, options) VALUES ('slow', 'mock', '{"latency_ms": 150}'), ('quick', 'mock', NULL), ('fresh', 'mock', NULL);
+	INSERT INTO llm_providers(name, kind, options) VALUES ('slow', 'mock', '{"latency_ms": 1000}'), ('quick', 'mock', NULL), ('fresh', 'mock', NULL);
 	INSERT INTO llm_models(provider, name) VALUES ('slow', 'race'), ('quick', 'race'), ('fresh', 'race');
 });
 $s->value(q{SELECT count(llm_complete('hi', model => p || '/race')) FROM unnest('{slow,quick,slow,quick}'::text[]) p});

@@ -286,7 +286,7 @@ sub start_all
 }
 sub detail_of { return "SELECT response || ' ' || cached || ' ' || attempts FROM llm_complete_detail(" . literal($_[0]) . ", cache => 'on')" }
 
-slow(700);
+slow(4000);
 my $requests = $gw->requests(sub {
 	start_all(detail_of('all at once'), @s);
 	my @out = map { $_->finish->{out} } @s;
@@ -294,18 +294,18 @@ my $requests = $gw->requests(sub {
 });
 is(scalar @$requests, 1, 'which was asked for once');
 
-slow(1000, 0);
+slow(25000, 0);
 $requests = $gw->requests(sub {
 	start_all(detail_of('the leader is cancelled'), @s[ 0, 1 ]);
 	$admin->run('SELECT pg_cancel_backend(' . $s[0]->pid . ')');
 	is($s[0]->finish->{sqlstate}, '57014', 'the one that asks is cancelled');
 	$r = $s[1]->finish;
 	is($r->{out}, 'echo: the leader is cancelled false 1', 'who waited makes the call');
-	cmp_ok($r->{seconds}, '<', 0.9 + PROMPTLY, 'at once');
+	cmp_ok($r->{seconds}, '<', 15, 'at once');
 });
 is(scalar @$requests, 2, 'a second request');
 
-slow(1000, 0);
+slow(25000, 0);
 $requests = $gw->requests(sub {
 	start_all(detail_of('the leader is terminated'), @s[ 2, 1, 3, 4 ]);
 	$admin->run('SELECT pg_terminate_backend(' . $s[2]->pid . ')');
@@ -315,7 +315,7 @@ $requests = $gw->requests(sub {
 });
 is(scalar @$requests, 2, 'a second request');
 
-slow(1500);
+slow(4000);
 start_all(detail_of('a follower is cancelled'), @s[ 0, 1, 3 ]);
 $began = time;
 $admin->run('SELECT pg_cancel_backend(' . $s[1]->pid . ')');
@@ -325,7 +325,7 @@ cmp_ok($r->{ended} - $began, '<', PROMPTLY, 'at once');
 is($s[0]->finish->{out}, 'echo: a follower is cancelled false 1', 'who asks does not notice');
 is($s[3]->finish->{out}, 'echo: a follower is cancelled true 0', 'nor another that waits');
 
-slow(1500);
+slow(4000);
 $s[0]->start(detail_of('patience'));
 $gw->wait_in_call($s[0]);
 $r = $s[1]->run(q{SELECT llm_complete('patience', cache => 'on', timeout_ms => 200)});
@@ -334,7 +334,7 @@ cmp_ok($r->{seconds}, '<', 0.2 + PROMPTLY, 'which is short');
 is(scalar @{ $gw->requests(sub { $r = $s[3]->run(q{SELECT llm_complete('patience', cache => 'refresh')}) }) }, 1, 'who wants a fresh answer does not wait for another session');
 is($s[0]->finish->{sqlstate}, undef, 'the first has its answer');
 
-$fake->script('gpt-4o', { behaviour => 'status-400', delay_ms => 700 });
+$fake->script('gpt-4o', { behaviour => 'status-400', delay_ms => 3000 });
 $requests = $gw->requests(sub {
 	start_all(detail_of('a failure'), @s[ 0, 1 ]);
 	like($s[0]->finish->{out}, qr/^$/, 'the one that asks fails');
@@ -342,7 +342,7 @@ $requests = $gw->requests(sub {
 });
 
 # What is not kept cannot be waited for, but is asked for only once by each
-$fake->script('gpt-4o', { text => 'cut', finish => 'length', delay_ms => 700 }, { behaviour => 'default', repeat => 'forever' });
+$fake->script('gpt-4o', { text => 'cut', finish => 'length', delay_ms => 3000 }, { behaviour => 'default', repeat => 'forever' });
 $requests = $gw->requests(sub {
 	start_all(detail_of('cut'), @s[ 0, 1 ]);
 	is($s[0]->finish->{out}, 'cut false 1', 'an answer that is not kept');
@@ -350,13 +350,13 @@ $requests = $gw->requests(sub {
 });
 
 # Nor do those that waited ask one after the other
-for my $step ({ text => 'cut', finish => 'length', delay_ms => 1000, repeat => 'forever' }, { behaviour => 'status-400', delay_ms => 1000, repeat => 'forever' })
+for my $step ({ text => 'cut', finish => 'length', delay_ms => 3000, repeat => 'forever' }, { behaviour => 'status-400', delay_ms => 3000, repeat => 'forever' })
 {
 	$fake->script('gpt-4o', $step);
 	$began = time;
 	start_all(q{SELECT 1 FROM llm_complete_detail('nothing to keep', cache => 'on')}, @s[ 0, 1, 3 .. 6 ]);
 	is(scalar(grep { $_->finish->{out} eq '1' } @s[ 0, 1, 3 .. 6 ]), 6, 'six sessions, and nothing that could be kept');
-	cmp_ok(time - $began, '<', 4.5, 'each asks for itself at once');
+	cmp_ok(time - $began, '<', 12, 'each asks for itself at once');
 }
 
 # A session never waits for itself: a cursor stands still in the middle of the same call
@@ -370,7 +370,7 @@ $s->run('ROLLBACK');
 is($s->value(q{SELECT llm_complete(llm_complete('nested', cache => 'on'), cache => 'on')}), 'echo: echo: nested', 'an argument may itself be a call');
 
 # A leader that waits for a lock does not drive its call, and the lock may be a follower's
-$fake->script('gpt-4o', { behaviour => 'default', delay_ms => 1000 }, { behaviour => 'default', delay_ms => 3000 }, { behaviour => 'default', repeat => 'forever' });
+$fake->script('gpt-4o', { behaviour => 'default', delay_ms => 3000 }, { behaviour => 'default', delay_ms => 5000 }, { behaviour => 'default', repeat => 'forever' });
 $requests = $fake->stats->{requests};
 $s[1]->run('BEGIN');
 $s[0]->start(q{SELECT count(*) FILTER (WHERE error_class IS NULL) FROM llm_complete_batch(ARRAY['lock 1', 'lock 2', 'lock 3'], cache => 'on', max_concurrency => 2)});
@@ -386,7 +386,7 @@ is($s[0]->finish->{out}, 3, 'nor is the batch stuck');
 
 # Nobody waits for a call of a lower priority, that is kept waiting itself
 $gw->sql(q{UPDATE llm_providers SET max_concurrency = 1});
-slow(1500, 1500, 0, 0);
+slow(3000, 1500, 0, 0);
 $requests = $fake->stats->{requests};
 $s[0]->start(q{SELECT llm_complete('busy')});
 $fake->wait_for_stats(sub { $_[0]{requests} > $requests });

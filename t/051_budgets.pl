@@ -236,18 +236,20 @@ $s->value('DELETE FROM llm_budgets');
 answered_ok(pay($other, 'change', 1), 'deleted for all');
 
 # a statement that is under way
+sub ends { return $admin->value("SELECT count(*) FROM llm_requests WHERE requested_model = 'fake/slow' AND status = '$_[0]'") }
 $gw->add_budget('running', 0, reserve_fraction => 0);
 $gw->add_models('fake', 'slow', { %economy, output_price => $DOLLAR, upstream_name => "'slow-20+tokens-1'" });
 $s->start(q{SELECT count(*) FILTER (WHERE d.error_class = 'budget') > 0, count(*) FILTER (WHERE d.error_class IS NULL) > 0, count(*)
-	FROM generate_series(1, 60) g, LATERAL (SELECT pg_sleep(0.02), g) w, LATERAL llm_complete_detail('hi ' || w.g, model => 'fake/slow', max_tokens => 1, tags => '{"b": "running"}') d});
-sleep 0.3;
+	FROM generate_series(1, 150) g, LATERAL (SELECT pg_sleep(0.02), g) w, LATERAL llm_complete_detail('hi ' || w.g, model => 'fake/slow', max_tokens => 1, tags => '{"b": "running"}') d});
+ok(wait_until(sub { ends('rejected') > 0 }), 'a running statement is refused');
 $other->value('UPDATE llm_budgets SET limit_usd = 1000');
-is($s->finish->{out}, 't|t|60', 'a running statement sees a limit that is raised');
+is($s->finish->{out}, 't|t|150', 'a running statement sees a limit that is raised');
+my $ends = ends('ok');
 $s->start(q{SELECT count(*) FILTER (WHERE d.error_class = 'budget') > 0, count(*) FILTER (WHERE d.error_class IS NULL) > 0, count(*)
-	FROM generate_series(1, 60) g, LATERAL (SELECT pg_sleep(0.02), g) w, LATERAL llm_complete_detail('hi ' || w.g, model => 'fake/slow', max_tokens => 1, tags => '{"b": "running"}') d});
-sleep 0.3;
+	FROM generate_series(1, 150) g, LATERAL (SELECT pg_sleep(0.02), g) w, LATERAL llm_complete_detail('hi ' || w.g, model => 'fake/slow', max_tokens => 1, tags => '{"b": "running"}') d});
+ok(wait_until(sub { ends('ok') > $ends }), 'a running statement is answered');
 $other->value('UPDATE llm_budgets SET limit_usd = 0');
-is($s->finish->{out}, 't|t|60', 'or lowered');
+is($s->finish->{out}, 't|t|150', 'or lowered');
 $gw->sql('DELETE FROM llm_budgets');
 
 # Two budgets: both or none
@@ -273,8 +275,8 @@ my $spent = 0;
 for my $how ('cancel', 'statement_timeout', 'timeout_ms', 'terminate', 'rollback of a cursor')
 {
 	my $d = $gw->session;
-	$d->run(q{SET statement_timeout = '1500ms'}) if $how eq 'statement_timeout';
-	my $arguments = q('This is the question', model => 'fake/hang', max_tokens => 7, tags => '{"b": "way"}') . ($how eq 'timeout_ms' ? ', timeout_ms => 1500' : '');
+	$d->run(q{SET statement_timeout = '5s'}) if $how eq 'statement_timeout';
+	my $arguments = q('This is the question', model => 'fake/hang', max_tokens => 7, tags => '{"b": "way"}') . ($how eq 'timeout_ms' ? ', timeout_ms => 5000' : '');
 	if ($how eq 'rollback of a cursor')
 	{
 		$gw->sql(q{UPDATE llm_models SET upstream_name = 'drip-200+tokens-100' WHERE name = 'hang'});

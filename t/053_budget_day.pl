@@ -83,7 +83,7 @@ BEGIN
 END
 $$
 SQL
-	defined $r->{sqlstate} and BAIL_OUT($r->{err});
+	defined $r->{sqlstate} and die $r->{err};
 }
 diag(sprintf 'a day took %.1f s', time - $began);
 

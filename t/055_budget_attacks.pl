@@ -56,14 +56,14 @@ my %around = (
 	'an exception with a stream under way' => q{DO $$ DECLARE x text; n int := 0; BEGIN
 		FOR x IN SELECT llm_stream('hi', model => 'drip', max_tokens => 50) LOOP n := n + 1; IF n = 3 THEN RAISE division_by_zero; END IF; END LOOP;
 		EXCEPTION WHEN division_by_zero THEN PERFORM llm_complete('hi', model => 'pay', max_tokens => 5); END $$},
-	'a time-out that is caught' => q{DO $$ BEGIN PERFORM llm_complete('hi', model => 'hang', max_tokens => 5, timeout_ms => 200);
+	'a time-out that is caught' => q{DO $$ BEGIN PERFORM llm_complete('hi', model => 'hang', max_tokens => 5, timeout_ms => 2000);
 		EXCEPTION WHEN SQLSTATE 'LG003' THEN NULL; END $$},
 	'savepoints' => q{BEGIN; SAVEPOINT a; SELECT llm_complete('hi', model => 'pay', max_tokens => 5); ROLLBACK TO a; SELECT llm_complete('hi', model => 'pay', max_tokens => 5); ROLLBACK},
 	'a cursor that is closed' => q{BEGIN; DECLARE c CURSOR FOR SELECT llm_stream('hi', model => 'drip', max_tokens => 50); FETCH 2 FROM c; CLOSE c; COMMIT},
 	'a cursor above a savepoint' => q{BEGIN; SAVEPOINT a; DECLARE c CURSOR FOR SELECT llm_stream('hi', model => 'drip', max_tokens => 50); FETCH 2 FROM c; ROLLBACK TO a; COMMIT},
 	'a cursor that is left behind' => q{BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT llm_stream('hi', model => 'drip', max_tokens => 5); FETCH 2 FROM c; COMMIT; CLOSE c},
 	'a repeatable transaction' => q{BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT llm_complete('hi', model => 'pay', max_tokens => 5); SELECT llm_complete('hi', model => 'pay', max_tokens => 5); COMMIT},
-	'a call that times out in a batch' => q{SELECT count(*) FROM llm_complete_batch(ARRAY['a', 'b', 'c'], model => 'hang', max_tokens => 5, timeout_ms => 300)},
+	'a call that times out in a batch' => q{SELECT count(*) FROM llm_complete_batch(ARRAY['a', 'b', 'c'], model => 'hang', max_tokens => 5, timeout_ms => 2000)},
 	'parallel query' => q{SET LOCAL force_parallel_mode = on; SELECT count(llm_complete('hi ' || g, model => 'pay', max_tokens => 5)) FROM generate_series(1, 3) g},
 	'embeddings' => q{SELECT count(*) FROM llm_embed_batch(ARRAY['a', 'b'], model => 'embeds')},
 	'JSON that does not fit' => q{SELECT llm_complete_json('hi', model => 'pay', max_tokens => 5, schema => '{"type": "object"}')});
@@ -97,6 +97,7 @@ for my $where (qw(nokey nowhere closed))
 
 $gw->sql(q{ALTER SYSTEM SET llm_gateway.ledger_buffer = '4MB'});
 $gw->node->reload;
+ok(wait_until(sub { $s->value('SHOW llm_gateway.ledger_buffer') eq '4MB' }), 'a spool that is soon full');
 my $blocker = $gw->session;
 $blocker->run('BEGIN; LOCK TABLE llm_requests IN SHARE MODE');
 $s->run(q{SET llm_gateway.ledger_sync = off});
@@ -184,7 +185,7 @@ for my $i (0 .. 1)
 	like($system // '', qr/Be brief\.$/, "request $i: with the suffix of its tier");
 }
 $gw->add_models('fake', 'embed-hang', { tier => "'economy'", input_price => $DOLLAR, upstream_name => "'silent'" });
-$s->run(q{SELECT llm_embed('eight ch', model => 'embed-hang', timeout_ms => 300)});
+$s->run(q{SELECT llm_embed('eight ch', model => 'embed-hang', timeout_ms => 2000)});
 is($admin->value(q{SELECT cost_usd::float8 FROM llm_requests WHERE operation = 'embed' ORDER BY request_id DESC LIMIT 1}), 2, 'embeddings have none, and do not pay for one');
 $gw->sql(q{UPDATE llm_tiers SET system_prompt_suffix = NULL});
 

@@ -395,9 +395,9 @@ class Behaviours(FakeTestCase):
             data, end = self.raw("reset-mid", stream=stream)
             self.assertEqual((data[:12], end), (b"HTTP/1.1 200", "reset"))
             self.assertEqual(self.outcome(), "cut")
-            data, end = self.raw("stall", patience=0.1, stream=stream)
+            data, end = self.raw("stall", patience=1.0, stream=stream)
             self.assertEqual((data[:12], end), (b"HTTP/1.1 200", "silence"))
-        self.assertEqual(self.raw("silent", patience=0.1), (b"", "silence"))
+        self.assertEqual(self.raw("silent", patience=1.0), (b"", "silence"))
 
     def test_delays(self) -> None:
         for model, stream, least in (("slow-200", False, 0.2), ("drip-30", True, 0.15)):
@@ -932,7 +932,7 @@ class JournalAndConnections(FakeTestCase):
                 sock.close()
                 self.assertEqual(self.outcome(), "client_closed")
                 noticed = self.fake.journal()[-1]["ended"]
-                self.assertLess(noticed - left, 0.1)
+                self.assertLess(noticed - left, 2.0)
         self.assertEqual(self.fake.stats()["in_flight"], 0)
 
     def test_reset_forgets(self) -> None:
@@ -1022,9 +1022,9 @@ class Process(unittest.TestCase):
                 ask(client, "reset-mid")
         sock = context.wrap_socket(fake.connect(), server_hostname="127.0.0.1")
         sock.sendall(raw_request("silent"))
-        time.sleep(0.05)
+        self.eventually(lambda: fake.stats()["in_flight"])
         sock.close()
-        time.sleep(0.1)
+        self.eventually(lambda: fake.journal()[-1]["outcome"])
         last = fake.journal()[-1]
         self.assertEqual((last["outcome"], last["tls"]), ("client_closed", True))
 

@@ -307,7 +307,7 @@ class ByHand(unittest.TestCase):
             request = raw_request(name, prompt=record.prompt, max_tokens=MAX_TOKENS, **more)
             sock.sendall(request.replace(b"Host:", b"Connection: close\r\nHost:", 1))
             if name.split("+")[-1] in ("silent", "stall"):
-                sock.settimeout(0.1)
+                sock.settimeout(1.0)
             read_all(sock)
         while (entry := cls.fake.journal()[-1])["outcome"] is None:
             pass

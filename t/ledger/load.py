@@ -252,10 +252,10 @@ class Load:
             )
             for index, (token, prompt) in enumerate(zip(call.tokens, call.prompts, strict=True))
         ]
-        if call.fate == "statement":
-            await session.rows(f"SET statement_timeout = {int(call.after * 1000)}")
         if call.block != "none":
             await session.rows("BEGIN" + ("; SAVEPOINT s" if call.block == "savepoint" else ""))
+        if call.fate == "statement":
+            await session.rows(f"SET statement_timeout = {int(call.after * 1000)}")
         self.report.records += records
         disturber = None
         if call.fate in ("cancel", "backend", "terminate"):
@@ -270,15 +270,19 @@ class Load:
                 await disturber
                 await session.query("SELECT")
             if call.block == "savepoint":
-                await session.query("ROLLBACK TO s")
+                await self._surely(session, "ROLLBACK TO s")
             if call.block != "none":
-                await session.query("ROLLBACK" if call.block == "rollback" else "COMMIT")
+                await self._surely(session, "ROLLBACK" if call.block == "rollback" else "COMMIT")
             if call.fate == "statement":
-                while (await session.query("RESET statement_timeout")).error:
-                    pass
+                await self._surely(session, "RESET statement_timeout")
         finally:
             if disturber:
                 await disturber
+
+    async def _surely(self, session: Session, sql: str) -> None:
+        """Even where a short statement_timeout cancels it at first."""
+        while (await session.query(sql)).sqlstate == CANCELLED:
+            pass
 
     async def _disturb(self, session: Session, call: Call) -> None:
         await asyncio.sleep(call.after)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import itertools
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -93,6 +94,8 @@ class Watch:
             if disturbed or 0 < record.patience < 3:
                 continue
             looks = _during(self.looks, times, record.sent_at, record.told_at)
+            if any(b.at - a.at > 1 for a, b in itertools.pairwise(looks)):
+                continue  # the machine stood still, which is as long as time-outs are
             names = candidates(record.model)
             steady = names.intersection(*(look.well for look in looks))
             if not steady:
