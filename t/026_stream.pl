@@ -551,7 +551,7 @@ $c->run('ROLLBACK');
 {
 	my $want = join '', map { sprintf '%07d ', $_ } 1 .. 400_000;
 	$gw->sql(q{UPDATE llm_providers SET total_timeout = '60 s'});
-	$fake->script('scripted', { text => $want });
+	$fake->script('scripted', { text => $want, repeat => 3 });
 	my $d = Wire->new($node);
 	$d->query(q{SELECT llm_stream('hi', model => 'm-slow')});
 	sleep 3;

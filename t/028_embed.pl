@@ -440,6 +440,7 @@ error_ok($caller->run(q{SELECT llm_embed('x')}), { sqlstate => '42501' }, 'revok
 
 # Many large vectors
 
+$gw->sql(q{UPDATE llm_providers SET first_byte_timeout = '3 min', total_timeout = '3 min'});
 is($s->value("SELECT count(*), sum(array_length(embedding, 1)), bool_and(embedding IS NOT NULL) FROM llm_embed_batch($thousand, model => 'openai/m', dimensions => 1536)"), '1000|1536000|t', '1,000 × 1,536 numbers');
 is($s->value("SELECT count(*), sum(array_length(embedding, 1)) FROM llm_embed_batch($thousand, model => 'mock-embedding', dimensions => 1536)"), '1000|1536000', 'of the mock provider, too');
 is($s->value(q{SELECT array_length(llm_embed('x', model => 'mock-embedding', dimensions => 65536), 1)}), 65536, 'the largest');

@@ -15,7 +15,7 @@ import tempfile
 import time
 import unittest
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,6 +136,13 @@ def read_all(sock: socket.socket) -> tuple[bytes, str]:
         data += piece
 
 
+def eventually(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + PATIENCE
+    while not (result := condition()) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return result
+
+
 class FakeTestCase(unittest.TestCase):
     fake: Fake
 
@@ -158,13 +165,7 @@ class FakeTestCase(unittest.TestCase):
 
     def outcome(self) -> Any:
         """The outcome of the last request, which may take a moment to be known."""
-        return self.eventually(lambda: self.fake.journal()[-1]["outcome"])
-
-    def eventually(self, condition: Any) -> Any:
-        deadline = time.monotonic() + PATIENCE
-        while not (result := condition()) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        return result
+        return eventually(lambda: self.fake.journal()[-1]["outcome"])
 
 
 class Answers(FakeTestCase):
@@ -422,7 +423,7 @@ class Behaviours(FakeTestCase):
                     sock = stack.enter_context(self.fake.connect())
                     sock.sendall(raw_request(name, stream=stream))
             ended = 2 * len(names) - 4  # silent and stall do not
-            self.eventually(lambda: sum(self.fake.stats()["outcomes"].values()) == ended)
+            eventually(lambda: sum(self.fake.stats()["outcomes"].values()) == ended)
         self.assertEqual({entry["behaviour"] for entry in self.fake.journal()}, models)
 
 
@@ -918,7 +919,7 @@ class JournalAndConnections(FakeTestCase):
     def test_two_requests_in_one_packet(self) -> None:
         with self.fake.connect() as sock:
             sock.sendall(raw_request("slow-10") + raw_request("m"))
-            self.eventually(lambda: self.fake.stats()["outcomes"].get("delivered") == 2)
+            eventually(lambda: self.fake.stats()["outcomes"].get("delivered") == 2)
         self.assertEqual([e["model"] for e in self.fake.journal()], ["slow-10", "m"])
 
     def test_client_that_leaves_is_noticed(self) -> None:
@@ -926,7 +927,7 @@ class JournalAndConnections(FakeTestCase):
             with self.subTest(model=model):
                 sock = self.fake.connect()
                 sock.sendall(raw_request(model, stream=True))
-                self.eventually(lambda: self.fake.stats()["in_flight"])
+                eventually(lambda: self.fake.stats()["in_flight"])
                 time.sleep(0.05)
                 left = time.time()
                 sock.close()
@@ -949,7 +950,7 @@ class Outages(FakeTestCase):
         with self.fake.client() as idle, self.fake.connect() as busy:
             ask(idle, "m")
             busy.sendall(raw_request("slow-100"))
-            self.eventually(lambda: self.fake.stats()["in_flight"])
+            eventually(lambda: self.fake.stats()["in_flight"])
             self.fake.control("POST", "down")
             self.assertRaises(ConnectionRefusedError, self.fake.connect)
             self.assertEqual(idle.sock.recv(1), b"")
@@ -961,13 +962,13 @@ class Outages(FakeTestCase):
     def test_down_for_a_time(self) -> None:
         self.fake.control("POST", "down", {"for_ms": 100})
         self.assertRaises(ConnectionRefusedError, self.fake.connect)
-        self.assertTrue(self.eventually(lambda: self.fake.stats()["listening"]))
+        self.assertTrue(eventually(lambda: self.fake.stats()["listening"]))
         self.assertEqual(self.fake.ask("m").status, 200)
 
     def test_down_with_reset(self) -> None:
         with self.fake.connect() as sock:
             sock.sendall(raw_request("silent"))
-            self.eventually(lambda: self.fake.stats()["in_flight"])
+            eventually(lambda: self.fake.stats()["in_flight"])
             self.fake.control("POST", "down", {"reset": True})
             self.assertEqual(read_all(sock), (b"", "reset"))
         self.assertEqual(self.outcome(), "cut")
@@ -1022,9 +1023,9 @@ class Process(unittest.TestCase):
                 ask(client, "reset-mid")
         sock = context.wrap_socket(fake.connect(), server_hostname="127.0.0.1")
         sock.sendall(raw_request("silent"))
-        self.eventually(lambda: fake.stats()["in_flight"])
+        eventually(lambda: fake.stats()["in_flight"])
         sock.close()
-        self.eventually(lambda: fake.journal()[-1]["outcome"])
+        eventually(lambda: fake.journal()[-1]["outcome"])
         last = fake.journal()[-1]
         self.assertEqual((last["outcome"], last["tls"]), ("client_closed", True))
 
