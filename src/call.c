@@ -26,6 +26,13 @@
  */
 #define GRACE_MS			50
 
+/*
+ * A caller's deadline is held against a provider that has sent nothing for this
+ * part of first_byte_timeout: long enough that a caller in haste, who can be
+ * anybody, opens no breaker for others.
+ */
+#define SILENT_SHARE		3
+
 static void
 on_timer(LlmTimer *timer, LlmInstant now)
 {
@@ -189,6 +196,9 @@ judge_attempt(LlmCall *call)
 	}
 	llmgw_call_judged(call, a);
 	failure.timed_out_whole = call->deadline_binds && t->outcome == LLMGW_HTTP_TIMEOUT_TOTAL;
+	failure.silent = failure.timed_out_whole && t->first_byte == 0 &&
+		t->first_byte_by != LLMGW_NEVER &&
+		a->latency_us >= (t->first_byte_by - t->started) / SILENT_SHARE;
 	failure.hopeless = call->answer.hopeless || t->outcome == LLMGW_HTTP_TOO_LARGE;
 	if (failure.hopeless)
 		call->hint = call->answer.hopeless ?

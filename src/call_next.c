@@ -438,8 +438,12 @@ outcome_of(const LlmCall *call, const LlmAttempt *a, const LlmFailure *failure)
 	if (failure->error == LLMGW_QUOTA)
 		return LLMGW_OUTCOME_QUOTA;
 
-	/* the caller's impatience, or its encoding, is nobody's fault */
-	if (failure->timed_out_whole)
+	/*
+	 * The caller's impatience, or its encoding, is nobody's fault.  But where
+	 * all callers have less time than first_byte_timeout, nobody else would
+	 * find out that a provider has gone silent.
+	 */
+	if (failure->timed_out_whole && !failure->silent)
 		return LLMGW_OUTCOME_NONE;
 	policy = llmgw_config_policy(call->spec->config, failure->error,
 								 a->model->provider->name);

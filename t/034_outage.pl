@@ -253,6 +253,34 @@ is($s->value(q{SELECT coalesce(sum(requests), 0) FROM llm_fallback_report WHERE 
 	'which are nobody\'s requests to the report');
 $gw->sql(q{UPDATE llm_providers SET breaker_cooldown = '30 s' WHERE name = 'primary'});
 
+# A provider is silent, and callers have less time than first_byte_timeout: the few that wait for long
+# are told so, and the breaker opens for all others. Haste is not the provider's failure.
+
+fresh();
+$gw->sql(q{UPDATE llm_providers SET first_byte_timeout = '6 s' WHERE name = 'primary'});
+$fake->script({ model => 'big', path => '/p' }, { behaviour => 'silent', repeat => 'forever' });
+for my $n (1 .. 4)
+{
+	error_ok($s->run(q{SELECT llm_complete('Hello', timeout_ms => 300)}), { sqlstate => 'LG003', message => qr/within its 300 ms/ }, "in haste, call $n");
+}
+is($s->value(q{SELECT state FROM llm_provider_status WHERE provider = 'primary'}), 'closed', 'in haste: the breaker is closed');
+for my $n (1 .. 3)
+{
+	error_ok($s->run(q{SELECT llm_complete('Hello', timeout_ms => 2500)}), { sqlstate => 'LG003', message => qr/within its 2500 ms/ }, "silence, call $n");
+}
+is(row($s, q{SELECT * FROM llm_complete_detail('Hello', timeout_ms => 2500)})->{provider}, 'backup', 'silence: the next call goes to the fallback');
+is($s->value(q{SELECT state FROM llm_provider_status WHERE provider = 'primary'}), 'open', 'silence: the breaker is open');
+
+# a stream that has begun and takes its time is no failure
+fresh();
+$fake->script({ model => 'big', path => '/p' }, { behaviour => 'drip-500', repeat => 'forever' });
+for my $n (1 .. 3)
+{
+	error_ok($s->run(q{SELECT llm_complete(repeat('long ', 20), timeout_ms => 2500)}), { sqlstate => 'LG003' }, "a long answer, call $n");
+}
+is($s->value(q{SELECT state FROM llm_provider_status WHERE provider = 'primary'}), 'closed', 'a long answer: the breaker is closed');
+$gw->sql(q{UPDATE llm_providers SET first_byte_timeout = '30 s' WHERE name = 'primary'});
+
 # All providers down: one error that lists each
 
 fresh();
