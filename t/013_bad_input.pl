@@ -482,7 +482,7 @@ like($r->{out}, qr/\A(?:network|hi)\z/, '1,000 headers of 64 kB: libcurl decides
 cmp_ok(rss() - $before, '<', GROWTH_KB, '1,000 headers of 64 kB: memory');
 still_ok('1,000 headers of 64 kB');
 is($s->value(q{SHOW llm_gateway.max_response_size}), '64MB', 'the largest answer');
-$gw->sql(q{UPDATE llm_models SET first_byte_timeout = '3 min', total_timeout = '3 min' WHERE name = 'huge-100'});
+$gw->sql(q{UPDATE llm_models SET first_byte_timeout = '3 min', total_timeout = '3 min' WHERE name = 'huge-100'; UPDATE llm_providers SET idle_timeout = '3 min' WHERE name = 'fake'});
 error_ok($r = $s->run(q{SELECT llm_complete('x', model => 'huge-100')}),
 	{ sqlstate => 'LG010', message => qr/larger than 65536 kB \(llm_gateway\.max_response_size\)/, hint => qr/max_response_size/ }, 'an answer of 100 MB');
 style_ok($r, 'an answer of 100 MB');

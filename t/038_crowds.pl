@@ -132,7 +132,8 @@ cmp_ok($row->{longest}, '<=', 20000 * SLOWNESS, "none takes long ($row->{longest
 my ($opened) = rows($admin, q{SELECT extract(epoch FROM at) AS at FROM llm_breaker_events WHERE provider = 'mute' AND to_state = 'open' ORDER BY event_id LIMIT 1});
 ok($opened, 'the breaker has opened');
 cmp_ok($wasted, '<=', $sessions + 5, "at most what was under way at the time is wasted ($wasted attempts)");
-is(scalar(grep { $_->{time} > $opened->{at} + 2 * SLOWNESS } @mute), 0, 'once it is open nobody goes there');
+# whoever had begun by then may still arrive
+is(scalar(grep { $_->{time} > $opened->{at} + max(2 * SLOWNESS, $took / 2) } @mute), 0, 'once it is open nobody goes there');
 is(row($admin, q{SELECT state FROM llm_provider_status WHERE provider = 'mute'})->{state}, 'open', 'it is still open');
 is($admin->value(q{SELECT sum(in_flight) || ' ' || sum(waiting) FROM llm_provider_status}), '0 0', 'nothing is left in flight');
 ok($fake->wait_for_stats(sub { $_[0]{in_flight} == 0 }), 'nor at the provider');
