@@ -196,7 +196,7 @@ judge_attempt(LlmCall *call)
 	}
 	llmgw_call_judged(call, a);
 	failure.timed_out_whole = call->deadline_binds && t->outcome == LLMGW_HTTP_TIMEOUT_TOTAL;
-	failure.silent = failure.timed_out_whole && t->first_byte == 0 &&
+	failure.silent = failure.timed_out_whole && t->requested && t->first_byte == 0 &&
 		t->first_byte_by != LLMGW_NEVER &&
 		a->latency_us >= (t->first_byte_by - t->started) / SILENT_SHARE;
 	failure.hopeless = call->answer.hopeless || t->outcome == LLMGW_HTTP_TOO_LARGE;
