@@ -27,11 +27,11 @@
 #define GRACE_MS			50
 
 /*
- * A caller's deadline is held against a provider that has sent nothing for this
- * part of first_byte_timeout: long enough that a caller in haste, who can be
- * anybody, opens no breaker for others.
+ * A caller's deadline is held against a provider that has had the request for
+ * this part of first_byte_timeout without sending anything: long enough that a
+ * caller in haste, who can be anybody, opens no breaker for others.
  */
-#define SILENT_SHARE		3
+#define SILENT_SHARE		4
 
 static void
 on_timer(LlmTimer *timer, LlmInstant now)
@@ -152,6 +152,21 @@ learn_usage(const LlmCall *call, const LlmAttempt *a)
 							 call->inputs == NULL && !cut);
 }
 
+/*
+ * Whether the caller's deadline ended a wait that was long enough to be held
+ * against the provider.  An answer that is not streamed may take long.  That we
+ * were late to look at the deadline makes the wait no longer.
+ */
+static bool
+kept_silent(const LlmCall *call)
+{
+	const LlmTransfer *t = call->transfer;
+
+	return call->wire.stream && t->requested_at != 0 && t->first_byte == 0 &&
+		t->first_byte_by != LLMGW_NEVER &&
+		t->ended_by - t->requested_at >= (t->first_byte_by - t->started) / SILENT_SHARE;
+}
+
 /* The attempt's transfer has ended, or its answer is complete. */
 static bool
 judge_attempt(LlmCall *call)
@@ -196,9 +211,7 @@ judge_attempt(LlmCall *call)
 	}
 	llmgw_call_judged(call, a);
 	failure.timed_out_whole = call->deadline_binds && t->outcome == LLMGW_HTTP_TIMEOUT_TOTAL;
-	failure.silent = failure.timed_out_whole && t->requested && t->first_byte == 0 &&
-		t->first_byte_by != LLMGW_NEVER &&
-		a->latency_us >= (t->first_byte_by - t->started) / SILENT_SHARE;
+	failure.silent = failure.timed_out_whole && kept_silent(call);
 	failure.hopeless = call->answer.hopeless || t->outcome == LLMGW_HTTP_TOO_LARGE;
 	if (failure.hopeless)
 		call->hint = call->answer.hopeless ?

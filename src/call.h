@@ -292,8 +292,8 @@ typedef struct LlmFailure
 {
 	LlmErrorClass error;
 	bool		timed_out_whole;	/* the call's own time is over */
-	bool		silent;			/* and its wait for a first byte was long
-								 * enough to be held against the provider */
+	bool		silent;			/* and the provider was silent for so long
+								 * that it is its failure, too */
 	bool		hopeless;		/* trying again cannot help */
 	bool		reword;			/* it is to be asked again in other words */
 	int64		retry_after_ms; /* the provider wants a pause; 0: it did not

@@ -473,6 +473,7 @@ llmgw_call_settle(LlmCall *call, const LlmFailure *failure)
 	LlmSettlement s = {0};
 
 	s.outcome = outcome_of(call, a, failure);
+	s.by_caller = failure->timed_out_whole;
 	s.error = failure->error;
 	s.message = a->message;
 	s.latency_us = a->latency_us;

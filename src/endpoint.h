@@ -68,6 +68,7 @@ typedef struct LlmAdmission
 	LlmBreakerPass pass;
 	LlmLimiterHold hold;
 	uint64		mark;			/* of the provider's row and key */
+	uint64		successes;		/* of the endpoint when it was admitted */
 	dlist_head *run;			/* the ready list of the call's run: other
 								 * runs of this process do not wait for it */
 	int			waiter;			/* place in the queue, plus one; 0: none */
@@ -128,6 +129,9 @@ extern void llmgw_endpoint_wait(LlmAdmission *admission, const LlmAdmitQuery *qu
 typedef struct LlmSettlement
 {
 	LlmBreakerOutcome outcome;
+	bool		by_caller;		/* the failure is a wait that the caller has
+								 * ended: it is none where others had answers
+								 * meanwhile */
 	LlmErrorClass error;		/* for those who read it; LLMGW_OK */
 	const char *message;		/* of a failure; may be NULL */
 	int64		latency_us;

@@ -269,6 +269,7 @@ llmgw_endpoint_admit(LlmAdmission *admission, const LlmAdmitQuery *query, LlmRef
 	int			woken_process;
 	bool		ask_again = false;
 	bool		changed;
+	uint64		successes;
 
 	Assert(!admission->held);
 	set_up_process();
@@ -342,6 +343,7 @@ llmgw_endpoint_admit(LlmAdmission *admission, const LlmAdmitQuery *query, LlmRef
 	}
 	pg_atomic_write_u32(&slot->in_flight, slot->limiter.in_flight);
 	changed = llmgw_endpoint_note_change(slot, &before, LLMGW_OK, NULL);
+	successes = slot->successes;
 	woken_process = process_of(wake);
 	LWLockRelease(&slot->lock);
 
@@ -356,6 +358,7 @@ llmgw_endpoint_admit(LlmAdmission *admission, const LlmAdmitQuery *query, LlmRef
 			forget(admission);
 		admission->pass = pass;
 		admission->hold = room;
+		admission->successes = successes;
 		hold(admission, query, slot, mark);
 	}
 	else if (result != LLMGW_ADMIT_LATER && here->provider != NULL)
@@ -422,9 +425,11 @@ pause_of(const LlmSettlement *settlement)
 }
 
 void
-llmgw_endpoint_settle(LlmAdmission *admission, const LlmSettlement *settlement)
+llmgw_endpoint_settle(LlmAdmission *admission, const LlmSettlement *told)
 {
 	LlmEndpoint *slot = admission->slot;
+	LlmSettlement copy = *told;
+	LlmSettlement *settlement = &copy;
 	bool		changed = false;
 	int			woken_process = -1;
 
@@ -440,6 +445,8 @@ llmgw_endpoint_settle(LlmAdmission *admission, const LlmSettlement *settlement)
 		int			wake;
 
 		slot->last_used = now;
+		if (settlement->by_caller && slot->successes != admission->successes)
+			settlement->outcome = LLMGW_OUTCOME_NONE;
 		llmgw_breaker_result(&slot->breaker, &admission->provider->breaker, &admission->pass,
 							 settlement->outcome, admission->mark, retry_after_us, now);
 		llmgw_endpoint_learn(slot, settlement, now);

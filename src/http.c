@@ -220,14 +220,14 @@ on_request(void *arg, char *primary_ip, char *local_ip, int primary_port,
 {
 	LlmTransfer *t = arg;
 
-	if (!t->requested)
+	if (t->requested_at == 0)
 	{
 		if (is_closed(t->easy))
 		{
 			t->stale = true;
 			return CURL_PREREQFUNC_ABORT;
 		}
-		t->requested = true;
+		t->requested_at = llmgw_now();
 		return CURL_PREREQFUNC_OK;
 	}
 	t->lost_connection = true;
@@ -245,9 +245,9 @@ outcome_of(const LlmTransfer *t, CURLcode rc)
 		return LLMGW_HTTP_STALE;
 
 	/* one address may have been refused and another one have answered */
-	if (!t->requested && t->refused_address)
+	if (t->requested_at == 0 && t->refused_address)
 		return LLMGW_HTTP_FAILED_ADDRESS;
-	if (!t->requested && t->no_socket)
+	if (t->requested_at == 0 && t->no_socket)
 		return LLMGW_HTTP_FAILED_INTERNAL;
 	switch (rc)
 	{
@@ -255,7 +255,7 @@ outcome_of(const LlmTransfer *t, CURLcode rc)
 			return LLMGW_HTTP_FAILED_RESOLVE;
 		case CURLE_UNSUPPORTED_PROTOCOL:
 			/* of the proxy's URL; later, what came back is no HTTP */
-			if (t->requested)
+			if (t->requested_at != 0)
 				return LLMGW_HTTP_FAILED_NETWORK;
 			/* FALLTHROUGH */
 		case CURLE_COULDNT_RESOLVE_PROXY:
@@ -277,7 +277,7 @@ outcome_of(const LlmTransfer *t, CURLcode rc)
 			return LLMGW_HTTP_FAILED_TLS;
 		case CURLE_OUT_OF_MEMORY:
 			/* in an answer: also a header line of more than 100 kB */
-			return t->requested ? LLMGW_HTTP_FAILED_NETWORK :
+			return t->requested_at != 0 ? LLMGW_HTTP_FAILED_NETWORK :
 				LLMGW_HTTP_FAILED_INTERNAL;
 		default:
 			return LLMGW_HTTP_FAILED_NETWORK;
@@ -292,7 +292,7 @@ on_done(LlmCurlDone *done, CURLcode rc)
 	if (t->lost_connection)
 		strlcpy(t->message, "the connection was closed before an answer came",
 				sizeof(t->message));
-	else if (rc == CURLE_OUT_OF_MEMORY && t->requested && !t->no_memory)
+	else if (rc == CURLE_OUT_OF_MEMORY && t->requested_at != 0 && !t->no_memory)
 		strlcpy(t->message, "a header line of the answer is too long, or memory has run short",
 				sizeof(t->message));
 	else if (t->ncodings > 1)
@@ -537,7 +537,7 @@ start_replay(LlmTransfer *t)
 	char		line[256];
 	int			n;
 
-	t->requested = true;
+	t->requested_at = t->started;
 	t->http_status = t->replay->http_status;
 	n = snprintf(line, sizeof(line), "content-type: %s\n%s",
 				 t->replay->content_type,

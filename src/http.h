@@ -103,6 +103,9 @@ typedef struct LlmTransfer
 	size_t		len;
 	size_t		total;			/* all body bytes so far */
 	LlmInstant	started;
+	LlmInstant	requested_at;	/* when the request went out; 0: not yet */
+	LlmInstant	first_byte_by;	/* the limits: LLMGW_NEVER: none */
+	LlmInstant	ended_by;
 	LlmInstant	first_byte;		/* 0: none yet */
 	LlmInstant	last_byte;
 	LlmInstant	ended;
@@ -113,15 +116,12 @@ typedef struct LlmTransfer
 	LlmReady	ready;
 	LlmTimer	timer;
 	MemoryContextCallback reset;
-	LlmInstant	first_byte_by;
-	LlmInstant	ended_by;
 	int64		idle_us;		/* 0: no limit */
 	int64		max_response;
 	CURL	   *easy;
 	struct curl_slist *slist;
 	bool		custom_ca;		/* the handle is of no use to others */
 	bool		stale;			/* the kept connection was closed already */
-	bool		requested;		/* the request went out */
 	bool		lost_connection;	/* and its connection was lost */
 	bool		refused_address;
 	bool		no_socket;

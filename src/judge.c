@@ -301,7 +301,7 @@ llmgw_judge_cost(const LlmCall *call, LlmErrorClass error, LlmUsage *usage,
 	}
 	memset(usage, 0, sizeof(*usage));
 	*source = LLMGW_SOURCE_NONE;
-	if (t->http_status >= 300 || !t->requested || call->plain)
+	if (t->http_status >= 300 || t->requested_at == 0 || call->plain)
 		return 0;
 	llmgw_estimate(model, llmgw_call_characters(call, model), LLMGW_NO_OUTPUT, usage);
 	seen = pg_mbstrlen_with_len(call->answer.text.data, call->answer.text.len);

@@ -41,6 +41,9 @@
 
 #define MAX_SOCKET_EVENTS		128
 
+/* so many times in a turn, if more sockets than that are ready */
+#define MAX_SOCKET_ROUNDS		8
+
 static struct
 {
 	bool		ready;
@@ -411,20 +414,25 @@ run_curl(bool sockets, LlmInstant now)
 	if (sockets)
 	{
 		struct epoll_event events[MAX_SOCKET_EVENTS];
-		int			n = epoll_wait(loop.epoll_fd, events, MAX_SOCKET_EVENTS, 0);
+		int			rounds = 0;
+		int			n;
 
-		for (int i = 0; i < n; i++)
+		do
 		{
-			int			what = 0;
+			n = epoll_wait(loop.epoll_fd, events, MAX_SOCKET_EVENTS, 0);
+			for (int i = 0; i < n; i++)
+			{
+				int			what = 0;
 
-			if (events[i].events & EPOLLIN)
-				what |= CURL_CSELECT_IN;
-			if (events[i].events & EPOLLOUT)
-				what |= CURL_CSELECT_OUT;
-			if (events[i].events & (EPOLLERR | EPOLLHUP))
-				what |= CURL_CSELECT_ERR | CURL_CSELECT_IN;
-			socket_action(events[i].data.fd, what);
-		}
+				if (events[i].events & EPOLLIN)
+					what |= CURL_CSELECT_IN;
+				if (events[i].events & EPOLLOUT)
+					what |= CURL_CSELECT_OUT;
+				if (events[i].events & (EPOLLERR | EPOLLHUP))
+					what |= CURL_CSELECT_ERR | CURL_CSELECT_IN;
+				socket_action(events[i].data.fd, what);
+			}
+		} while (n == MAX_SOCKET_EVENTS && ++rounds < MAX_SOCKET_ROUNDS);
 	}
 
 	if (loop.curl_at <= now)
@@ -443,7 +451,6 @@ llmgw_loop_turn(LlmInstant until)
 	LlmCurlGuard guard;
 	WaitEvent	events[3];
 	long		timeout_ms;
-	bool		sockets = false;
 	int			n;
 
 	(void) llmgw_loop_multi();
@@ -488,15 +495,14 @@ llmgw_loop_turn(LlmInstant until)
 			CHECK_FOR_INTERRUPTS();
 			(void) look_around();
 		}
-		else if (events[i].events & WL_SOCKET_READABLE)
-			sockets = true;
 	}
 
+	/* a latch that was set may hide that sockets are ready */
 	now = llmgw_now();
-	if (sockets || loop.curl_at <= now)
+	if (n > 0 || loop.curl_at <= now)
 	{
 		llmgw_curl_enter(&guard);
-		run_curl(sockets, now);
+		run_curl(n > 0, now);
 		llmgw_curl_leave(&guard);
 	}
 	run_timers(now);

@@ -271,6 +271,40 @@ for my $n (1 .. 3)
 is(row($s, q{SELECT * FROM llm_complete_detail('Hello', timeout_ms => 2500)})->{provider}, 'backup', 'silence: the next call goes to the fallback');
 is($s->value(q{SELECT state FROM llm_provider_status WHERE provider = 'primary'}), 'open', 'silence: the breaker is open');
 
+# nor is a provider silent that answers others
+fresh();
+$gw->add_models('primary', 'quick');
+$fake->script({ model => 'big', path => '/p' }, { behaviour => 'silent', repeat => 'forever' });
+my @hasty = map { $gw->session } 1 .. 3;
+$_->start(q{SELECT llm_complete('Hello', timeout_ms => 4000)}) for @hasty;
+$gw->wait_in_call($_) for @hasty;
+is($s->value(q{SELECT llm_complete('Hello', model => 'primary/quick')}), 'echo: Hello', 'others are answered meanwhile');
+is($_->finish->{sqlstate}, 'LG003', 'a time-out') for @hasty;
+$_->quit for @hasty;
+is($s->value(q{SELECT state FROM llm_provider_status WHERE provider = 'primary'}), 'closed', 'others are answered: the breaker is closed');
+
+# nor one whose answers come as a whole, when they are finished
+fresh();
+$gw->sql(q{UPDATE llm_providers SET options = '{"stream": false}' WHERE name = 'primary'});
+$fake->script({ model => 'big', path => '/p' }, { behaviour => 'silent', repeat => 'forever' });
+for my $n (1 .. 3)
+{
+	error_ok($s->run(q{SELECT llm_complete('Hello', timeout_ms => 2500)}), { sqlstate => 'LG003' }, "no stream, call $n");
+}
+is($s->value(q{SELECT state FROM llm_provider_status WHERE provider = 'primary'}), 'closed', 'no stream: the breaker is closed');
+$gw->sql(q{UPDATE llm_providers SET options = NULL WHERE name = 'primary'});
+
+# nor one that has not had the request
+my $mute = silent_listener();
+$gw->add_provider('mute', "https://127.0.0.1:$mute->{port}/v1", { %ordinary, connect_timeout => "'60 s'", first_byte_timeout => "'6 s'", probe => "'none'" });
+$gw->add_models('mute', 'm-mute');
+for my $n (1 .. 3)
+{
+	error_ok($s->run(q{SELECT llm_complete('Hello', model => 'm-mute', timeout_ms => 2500)}), { sqlstate => 'LG003' }, "no connection, call $n");
+}
+is($s->value(q{SELECT state FROM llm_provider_status WHERE provider = 'mute'}), 'closed', 'no connection: the breaker is closed');
+$gw->sql(q{DELETE FROM llm_models WHERE provider = 'mute' OR name = 'quick'; DELETE FROM llm_providers WHERE name = 'mute'});
+
 # a stream that has begun and takes its time is no failure
 fresh();
 $fake->script({ model => 'big', path => '/p' }, { behaviour => 'drip-500', repeat => 'forever' });
@@ -331,7 +365,7 @@ fresh();
 $fake->script({ model => '*', path => '/p' }, { behaviour => 'status-503', repeat => 'forever' });
 $s->run(q{SELECT llm_complete('Hello')}) for 1 .. 3;
 is($s->value(q{SELECT state FROM llm_provider_status WHERE provider = 'primary'}), 'open', 'an outage');
-$s->quit;
+$_->quit for $s, delete $gw->{admin};
 $gw->node->restart;
 $s = $gw->session;
 is($s->value(q{SELECT llm_complete('Hello')}), 'echo: Hello', 'after a restart: served');

@@ -252,10 +252,10 @@ provider('first', { max_concurrency => 1 }, 'same');
 provider('spare', { max_concurrency => 1, weight => 0 }, 'same');
 provider('third', {}, 'other');
 $gw->sql(q{INSERT INTO llm_routing_rules (alias, model, rank) VALUES ('either', 'same', 1), ('either', 'other', 2)});
-$gw->sql(q{UPDATE llm_error_policies SET backoff_ms = 600 WHERE error_class = 'rate_limit'});
+$gw->sql(q{UPDATE llm_error_policies SET backoff_ms = 4000 WHERE error_class = 'rate_limit'});
 $fake->reset;
-$fake->script({ model => '*', path => '/first' }, { delay_ms => 6000 });
-$fake->script({ model => '*', path => '/spare' }, { delay_ms => 6000 });
+$fake->script({ model => '*', path => '/first' }, { delay_ms => 12000 });
+$fake->script({ model => '*', path => '/spare' }, { delay_ms => 12000 });
 $s[0]->start(q{SELECT llm_complete('holder', model => 'either')});
 $fake->wait_for(sub { @{ $_[0] } == 1 });
 $s[1]->start(q{SELECT * FROM llm_complete_detail('holder too', model => 'either')});
@@ -263,11 +263,11 @@ ok($fake->wait_for(sub { @{ $_[0] } == 2 }, PROMPTLY), 'one provider is full: th
 is(scalar(prompts('spare')), 1, 'that one');
 $r = $s[2]->run(q{SELECT provider, model, fallback, attempts FROM llm_complete_detail('goes on', model => 'either')});
 is($r->{out}, 'third|other|t|1', 'both are full: another model');
-cmp_ok($r->{seconds}, '>=', 0.55, 'once it has been waited for as long as the policy of rate_limit backs off');
-cmp_ok($r->{seconds}, '<=', 0.6 + 2 * PROMPTLY, 'and no longer');
+cmp_ok($r->{seconds}, '>=', 3.9, 'once it has been waited for as long as the policy of rate_limit backs off');
+cmp_ok($r->{seconds}, '<=', 4 + PROMPTLY, 'and no longer');
 is($_->finish->{sqlstate}, undef, 'and those in time are served where they are') for @s[ 0, 1 ];
 is($admin->value(q{SELECT bool_and(fallback) FROM llm_requests WHERE provider IN ('spare', 'third')}), 't', 'both say that another one was meant');
-is($admin->value(q{SELECT queue_ms >= 550 FROM llm_requests WHERE provider = 'third'}), 't', 'and how long that was waited for');
+is($admin->value(q{SELECT queue_ms >= 3900 FROM llm_requests WHERE provider = 'third'}), 't', 'and how long that was waited for');
 
 # The configuration changes while calls wait: they keep theirs, the next call has the new one
 

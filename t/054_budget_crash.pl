@@ -63,7 +63,7 @@ sub backend_in_call
 my %end = (
 	'a backend is killed in a call' => sub { my $pid = backend_in_call(); kill KILL => $pid; end_session(); return $pid },
 	'a backend is terminated in a call' => sub { $gw->admin->value('SELECT pg_terminate_backend(' . backend_in_call() . ')'); return },
-	'the worker is killed' => sub { my $pid = $gw->worker->{pid}; kill KILL => $pid; end_session(); return $pid },
+	'the worker is killed' => sub { my $pid; wait_until(sub { $pid = $gw->worker->{pid} }) or die 'there is no worker'; kill KILL => $pid; end_session(); return $pid },
 	'the server is stopped at once' => sub { end_session(); $node->stop('immediate'); $node->start; return },
 	'the server is stopped in order' => sub { end_session(); $node->stop('fast'); $node->start; return });
 

@@ -159,8 +159,8 @@ sub comes_back
 {
 	my ($self, $killed) = @_;
 	my @command = ($self->node->installed_command('psql'), '-XAtq', '-d', $self->node->connstr('postgres'), '-c', 'SELECT true');
-	return 0 if $killed && !wait_until(sub { !-e "/proc/$killed" });
-	return wait_until(sub { IPC::Run::run(\@command, '<', \undef, '>', \my $out, '2>', \my $err) });
+	return 0 if $killed && !wait_until(sub { !-e "/proc/$killed" }, $PATIENCE);
+	return wait_until(sub { IPC::Run::run(\@command, '<', \undef, '>', \my $out, '2>', \my $err) }, $PATIENCE);
 }
 
 =head2 add_provider($name, $url, [\%columns], [$database]), add_models($provider, @names, [\%columns])
@@ -319,16 +319,18 @@ sub drained
 	my $deadline = time + ($seconds // $PATIENCE);
 	my $state = q{SELECT CASE WHEN (SELECT pid FROM llm_worker_status WHERE worker = 'launcher') IS NULL OR pending_bytes > 0 OR open_requests > 0
 		THEN 'busy' WHEN pid IS NULL THEN 'no worker' ELSE 'idle' END FROM llm_worker_status WHERE worker = 'ledger'};
-	my $looks = 0;
+	my $without;
 	while (1)
 	{
 		# a generation that has been booked is removed, but for the one that calls write to
 		my @generations = glob "$spool/*";
 		my $is = $s->value($state);
-		$looks = $is eq 'busy' || @generations > 1 ? 0 : $looks + 1;
+		my $done = $is ne 'busy' && @generations <= 1;
+		return 1 if $done && ($is eq 'idle' || !@generations);
 
 		# without a worker the launcher may not have come to this spool yet
-		return 1 if $looks && ($is eq 'idle' || !@generations || $looks > 5);
+		$without = $done ? $without // time : undef;
+		return 1 if $done && time > $without + 3;
 		return 0 if time > $deadline;
 		sleep 0.02;
 	}

@@ -166,7 +166,7 @@ class Soak:
         await self._check("the server's log", checks.log_is_clean(options.log))
         await self._check("the fakes themselves", checks.fakes_are_sound(fakes))
         closed = await self._figures(session, load, watch, audit, seconds)
-        bad = closed.answered < _ANSWERED * closed.calls
+        bad = closed.answered < _ANSWERED * closed.calls or not closed.calls
         await self._check(
             f"{100 * _ANSWERED:g} % answered where a provider is well and its breaker closed",
             [str(closed)] if bad else [],

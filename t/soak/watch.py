@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import itertools
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ class Look:
     at: float
     well: set[str]  # providers that are well and in service, and
     closed: set[str]  # those with a closed breaker
+    stood: bool  # before it the machine stood still, for about as long as time-outs are
 
 
 @dataclass
@@ -57,13 +57,14 @@ class Watch:
 
     async def run(self) -> None:
         start = said = drained = time.monotonic()
+        stood = False
         while not self.stop.is_set():
             rows = await self.session.rows("SELECT provider, state FROM llm_provider_status")
             states = {provider or "": state for provider, state in rows}
             closed = {name for name in self.fakes if states.get(name, "closed") == "closed"}
             weather, taken = self.weather.now, self.operator.taken
             well = {name for name in self.fakes if weather[name] == WELL} - taken
-            self.looks.append(Look(time.time(), well, closed))
+            self.looks.append(Look(time.time(), well, closed, stood))
             now = time.monotonic()
             if now - said >= 10:
                 said = now
@@ -72,7 +73,9 @@ class Watch:
                 drained = now
                 for fake in self.fakes.values():
                     await fake.read_journal()
+            slept = time.monotonic()
             await asyncio.sleep(0.25)
+            stood = time.monotonic() - slept > 1
 
     def _line(self, seconds: float, closed: set[str]) -> str:
         counts = Counter(word(record) for record in self.records if record.told_at)
@@ -94,8 +97,8 @@ class Watch:
             if disturbed or 0 < record.patience < 3:
                 continue
             looks = _during(self.looks, times, record.sent_at, record.told_at)
-            if any(b.at - a.at > 1 for a, b in itertools.pairwise(looks)):
-                continue  # the machine stood still, which is as long as time-outs are
+            if any(look.stood for look in looks):
+                continue
             names = candidates(record.model)
             steady = names.intersection(*(look.well for look in looks))
             if not steady:
