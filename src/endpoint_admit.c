@@ -425,11 +425,10 @@ pause_of(const LlmSettlement *settlement)
 }
 
 void
-llmgw_endpoint_settle(LlmAdmission *admission, const LlmSettlement *told)
+llmgw_endpoint_settle(LlmAdmission *admission, const LlmSettlement *settlement)
 {
 	LlmEndpoint *slot = admission->slot;
-	LlmSettlement copy = *told;
-	LlmSettlement *settlement = &copy;
+	LlmSettlement s = *settlement;
 	bool		changed = false;
 	int			woken_process = -1;
 
@@ -439,30 +438,30 @@ llmgw_endpoint_settle(LlmAdmission *admission, const LlmSettlement *told)
 	{
 		LlmInstant	now = llmgw_now();
 		LlmBreakerBefore before = llmgw_endpoint_before(slot);
-		int64		retry_after_us = Min(Max(settlement->retry_after_ms, 0),
+		int64		retry_after_us = Min(Max(s.retry_after_ms, 0),
 										 LONGEST_RETRY_AFTER / 1000) * 1000;
-		int64		pause = pause_of(settlement);
+		int64		pause = pause_of(&s);
 		int			wake;
 
 		slot->last_used = now;
-		if (settlement->by_caller && slot->successes != admission->successes)
-			settlement->outcome = LLMGW_OUTCOME_NONE;
+		if (s.by_caller && slot->successes != admission->successes)
+			s.outcome = LLMGW_OUTCOME_NONE;
 		llmgw_breaker_result(&slot->breaker, &admission->provider->breaker, &admission->pass,
-							 settlement->outcome, admission->mark, retry_after_us, now);
-		llmgw_endpoint_learn(slot, settlement, now);
-		if (admission->probes && settlement->outcome != LLMGW_OUTCOME_NONE)
+							 s.outcome, admission->mark, retry_after_us, now);
+		llmgw_endpoint_learn(slot, &s, now);
+		if (admission->probes && s.outcome != LLMGW_OUTCOME_NONE)
 		{
 			slot->last_probe_at = GetCurrentTimestamp();
-			slot->last_probe_ok = settlement->outcome == LLMGW_OUTCOME_SUCCESS ||
-				settlement->outcome == LLMGW_OUTCOME_ALIVE;
+			slot->last_probe_ok = s.outcome == LLMGW_OUTCOME_SUCCESS ||
+				s.outcome == LLMGW_OUTCOME_ALIVE;
 		}
 		if (pause > 0)
 			llmgw_limiter_pause(&slot->limiter, now + pause);
-		llmgw_limiter_give(&slot->limiter, LLMGW_WAITERS, &admission->hold, settlement->tokens,
-						   settlement->outcome == LLMGW_OUTCOME_SUCCESS, now, &wake);
+		llmgw_limiter_give(&slot->limiter, LLMGW_WAITERS, &admission->hold, s.tokens,
+						   s.outcome == LLMGW_OUTCOME_SUCCESS, now, &wake);
 		pg_atomic_write_u32(&slot->in_flight, slot->limiter.in_flight);
-		changed = llmgw_endpoint_note_change(slot, &before, settlement->error,
-											 settlement->message);
+		changed = llmgw_endpoint_note_change(slot, &before, s.error,
+											 s.message);
 		woken_process = process_of(wake);
 		LWLockRelease(&slot->lock);
 	}
