@@ -41,8 +41,8 @@
 
 #define MAX_SOCKET_EVENTS		128
 
-/* so many times in a turn, if more sockets than that are ready */
-#define MAX_SOCKET_ROUNDS		8
+/* timers wait for so many turns in which that many sockets were ready */
+#define MAX_FULL_TURNS			8
 
 static struct
 {
@@ -57,6 +57,7 @@ static struct
 	LlmLatchFn	latch_fns[LLMGW_MAX_LATCH_FNS];
 	pairingheap *timers;
 	LlmInstant	curl_at;		/* when libcurl wants to be called */
+	int			full_turns;		/* in a row: timers wait */
 	int			open_sockets;
 	long		warm_connections;
 }			loop = {.epoll_fd = -1,.curl_at = LLMGW_NEVER};
@@ -406,33 +407,25 @@ collect_finished(void)
 
 /*
  * Runs what is due now in libcurl: its timer, and the sockets that epoll names.
- * Must be called inside the guard.
+ * Must be called inside the guard.  Whether more sockets may be ready.
  */
-static void
-run_curl(bool sockets, LlmInstant now)
+static bool
+run_curl(LlmInstant now)
 {
-	if (sockets)
+	struct epoll_event events[MAX_SOCKET_EVENTS];
+	int			n = epoll_wait(loop.epoll_fd, events, MAX_SOCKET_EVENTS, 0);
+
+	for (int i = 0; i < n; i++)
 	{
-		struct epoll_event events[MAX_SOCKET_EVENTS];
-		int			rounds = 0;
-		int			n;
+		int			what = 0;
 
-		do
-		{
-			n = epoll_wait(loop.epoll_fd, events, MAX_SOCKET_EVENTS, 0);
-			for (int i = 0; i < n; i++)
-			{
-				int			what = 0;
-
-				if (events[i].events & EPOLLIN)
-					what |= CURL_CSELECT_IN;
-				if (events[i].events & EPOLLOUT)
-					what |= CURL_CSELECT_OUT;
-				if (events[i].events & (EPOLLERR | EPOLLHUP))
-					what |= CURL_CSELECT_ERR | CURL_CSELECT_IN;
-				socket_action(events[i].data.fd, what);
-			}
-		} while (n == MAX_SOCKET_EVENTS && ++rounds < MAX_SOCKET_ROUNDS);
+		if (events[i].events & EPOLLIN)
+			what |= CURL_CSELECT_IN;
+		if (events[i].events & EPOLLOUT)
+			what |= CURL_CSELECT_OUT;
+		if (events[i].events & (EPOLLERR | EPOLLHUP))
+			what |= CURL_CSELECT_ERR | CURL_CSELECT_IN;
+		socket_action(events[i].data.fd, what);
 	}
 
 	if (loop.curl_at <= now)
@@ -441,6 +434,30 @@ run_curl(bool sockets, LlmInstant now)
 		socket_action(CURL_SOCKET_TIMEOUT, 0);
 	}
 	collect_finished();
+	return n == MAX_SOCKET_EVENTS;
+}
+
+/*
+ * What has come, and then the timers: an answer is not late only because nobody
+ * has looked for a while.  WaitEventSetWait() does not always say that something
+ * has: a latch hides it, and so does a signal, where the wait is over meanwhile.
+ * There may be more than one turn's worth of it; between two turns the call can
+ * be interrupted.
+ */
+static void
+run_due(void)
+{
+	LlmInstant	now = llmgw_now();
+	LlmCurlGuard guard;
+	bool		more;
+
+	llmgw_curl_enter(&guard);
+	more = run_curl(now);
+	llmgw_curl_leave(&guard);
+	if (more && ++loop.full_turns < MAX_FULL_TURNS)
+		return;
+	loop.full_turns = 0;
+	run_timers(now);
 }
 
 void
@@ -448,7 +465,6 @@ llmgw_loop_turn(LlmInstant until)
 {
 	LlmInstant	now;
 	LlmInstant	wake;
-	LlmCurlGuard guard;
 	WaitEvent	events[3];
 	long		timeout_ms;
 	int			n;
@@ -456,17 +472,11 @@ llmgw_loop_turn(LlmInstant until)
 	(void) llmgw_loop_multi();
 	CHECK_FOR_INTERRUPTS();
 
-	/*
-	 * What is due already is done without waiting; but first what has come,
-	 * which is not late only because nobody has looked for a while.
-	 */
+	/* what is due already is done without waiting */
 	now = llmgw_now();
 	if (loop.curl_at <= now)
 	{
-		llmgw_curl_enter(&guard);
-		run_curl(true, now);
-		llmgw_curl_leave(&guard);
-		run_timers(now);
+		run_due();
 		return;
 	}
 
@@ -496,14 +506,5 @@ llmgw_loop_turn(LlmInstant until)
 			(void) look_around();
 		}
 	}
-
-	/* a latch that was set may hide that sockets are ready */
-	now = llmgw_now();
-	if (n > 0 || loop.curl_at <= now)
-	{
-		llmgw_curl_enter(&guard);
-		run_curl(n > 0, now);
-		llmgw_curl_leave(&guard);
-	}
-	run_timers(now);
+	run_due();
 }

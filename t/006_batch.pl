@@ -130,6 +130,20 @@ is($fake->stats->{internal_errors}, 0, 'the fake itself is sound');
 is($s->value(q{SELECT llm_complete('hi', model => 'other')}), 'echo: hi', 'the next call works');
 is($s->run('SELECT count(response) FROM llm_complete_batch(' . prompts(20) . q{, model => 'other', max_concurrency => 1000)})->{err}, '', 'no notice at 1000');
 
+# Answers that have come are not late because nobody looked, however many they are
+
+$fake->reset;
+$fake->script('gpt-4o', { delay_ms => 9000, repeat => 'forever' });
+$s->start('SELECT count(*) FILTER (WHERE response IS NOT NULL), string_agg(DISTINCT error_class, \',\') FROM llm_complete_batch(' . prompts(500)
+	  . q{, model => 'gpt-4o', max_concurrency => 500, timeout_ms => 15000)});
+ok($fake->wait_for(sub { $_[1]{in_flight} == 500 }), '500 calls are in flight');
+sleep 6;    # until libcurl waits for nothing but the answers
+kill STOP => $s->pid;
+ok($fake->wait_for(sub { ($_[1]{outcomes}{delivered} // 0) == 500 }), 'all are answered while the backend stands still');
+sleep 7;
+kill CONT => $s->pid;
+is($s->finish->{out}, '500|', 'past their time the answers are there');
+
 # The end of a batch
 
 $fake->reset;
