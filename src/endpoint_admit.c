@@ -460,8 +460,7 @@ llmgw_endpoint_settle(LlmAdmission *admission, const LlmSettlement *settlement)
 		llmgw_limiter_give(&slot->limiter, LLMGW_WAITERS, &admission->hold, s.tokens,
 						   s.outcome == LLMGW_OUTCOME_SUCCESS, now, &wake);
 		pg_atomic_write_u32(&slot->in_flight, slot->limiter.in_flight);
-		changed = llmgw_endpoint_note_change(slot, &before, s.error,
-											 s.message);
+		changed = llmgw_endpoint_note_change(slot, &before, s.error, s.message);
 		woken_process = process_of(wake);
 		LWLockRelease(&slot->lock);
 	}

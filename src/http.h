@@ -122,7 +122,7 @@ typedef struct LlmTransfer
 	struct curl_slist *slist;
 	bool		custom_ca;		/* the handle is of no use to others */
 	bool		stale;			/* the kept connection was closed already */
-	bool		lost_connection;	/* and its connection was lost */
+	bool		lost_connection;	/* after the request went out */
 	bool		refused_address;
 	bool		no_socket;
 	bool		no_memory;
@@ -185,8 +185,9 @@ extern bool llmgw_http_split_url(const char *url, LlmUrl *result,
 extern int	llmgw_http_codings(const char *line, size_t n);
 
 /*
- * Addresses that no call goes to: link-local addresses and those where clouds publish a machine's credentials.
- * Checked on the resolved address, so that a name cannot hide one.
+ * Addresses that no call goes to: link-local ones and those where clouds publish
+ * a machine's credentials.  Checked on the resolved address, so that a name
+ * cannot hide one.
  */
 extern bool llmgw_http_forbids(const struct sockaddr *addr);
 

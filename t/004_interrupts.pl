@@ -136,7 +136,7 @@ sub after_ok
 
 my %delays;
 
-# How long it took until the call was over: the machine may hold up one, but not all in a phase, nor most
+# How long it took until the call was over. The machine may hold up one of the three in a phase, and some
 # of a way to end it.
 sub delay_ok
 {
