@@ -239,10 +239,16 @@ SELECT set_config('llm_gateway.testing_clock', '2027-07-01 0' || :hour || ':30+0
 SELECT error_class FROM llm_complete_detail('hello ' || :n, model => 'quick', tags => jsonb_build_object('n', :n));
 SQL
 my ($out, $err) = ('', '');
-ok(IPC::Run::run([ $gw->node->installed_command('pgbench'), '-n', '-c', 8, '-t', 500, '-f', $file, $gw->node->connstr('postgres') ], '>', \$out, '2>', \$err), 'pgbench') or diag $err;
-ok($gw->drained, 'all is booked');
+my $charged;
+for (1 .. 6)
+{
+	ok(IPC::Run::run([ $gw->node->installed_command('pgbench'), '-n', '-c', 8, '-t', 500, '-f', $file, $gw->node->connstr('postgres') ], '>', \$out, '2>', \$err), 'pgbench') or diag $err;
+	ok($gw->drained, 'all is booked');
+	$charged = $gw->sql(q{SELECT count(DISTINCT (b.id, s.period_start)) FROM _llm_budget_spend s JOIN llm_budgets b ON b.id = s.budget_id});
+	last if $charged > 7;    # by chance all places may stay with who had them first
+}
 diag 'places come and go: ' . $gw->sql(q{SELECT string_agg(format('%s: %s', coalesce(error_class, 'answered'), n), ', ') FROM (SELECT error_class, count(*) AS n FROM llm_requests WHERE created_at >= '2027-07-01' GROUP BY 1) AS q});
-cmp_ok($gw->sql(q{SELECT count(DISTINCT (b.id, s.period_start)) FROM _llm_budget_spend s JOIN llm_budgets b ON b.id = s.budget_id}), '>', 7, 'more accounts than there are places for were charged');
+cmp_ok($charged, '>', 7, 'more accounts than there are places for were charged');
 my $checked = 0;
 for my $hour (0 .. 3)
 {

@@ -215,8 +215,10 @@ class Audit:
         if record.sqlstate in _CLASSES and request.error_class not in _CLASSES[record.sqlstate]:
             yield f"its error is {request.error_class}, the client's {record.sqlstate}"
         if request.status != "ok":
-            if request.response is not None:
-                yield "has a response"
+            # a backend that was killed may have had time to write its answer down, but not its end
+            noted = sent[-1].said.text if sent and request.status == "unknown" else None
+            if request.response not in (None, noted):
+                yield f"has a response: {request.response!r}"
             return
         # one that was not delivered to its end has all of its text, but maybe no usage
         if not sent or not sent[-1].said.whole:
