@@ -291,7 +291,7 @@ cmp_ok($requests->[0]{body_bytes}, '<', 10 * 1024 * 1024 + 1000, 'and once');
 my $text = "na\x{ef}ve \x{e9}t\x{e9}";
 is($s->value(encode('UTF-8', "SELECT llm_complete('$text \x{65E5}\x{1F600}', model => 'gpt-4o')")),
 	encode('UTF-8', "echo: $text \x{65E5}\x{1F600}"), 'UTF8 database');
-is($fake->journal->[-1]{body}{messages}[0]{content}, "$text \x{65E5}\x{1F600}", 'is sent as UTF-8');
+is($fake->last_request->{body}{messages}[0]{content}, "$text \x{65E5}\x{1F600}", 'is sent as UTF-8');
 $request = request_of(q{SELECT llm_complete(E'quote " backslash \\\\ tab \t newline \n del \x7f \x01', model => 'gpt-4o')});
 is($request->{body}{messages}[0]{content}, qq{quote " backslash \\ tab \t newline \n del \x7f \x01}, 'escapes');
 
@@ -304,7 +304,7 @@ for my $encoding (qw(LATIN1 SQL_ASCII))
 	my $other = $gw->session($database);
 	is( decode('UTF-8', $other->value(encode('UTF-8', "SELECT llm_complete('$text', model => 'gpt-4o', system_prompt => 'pr\x{e9}cis')"))),
 		"echo: $text", "$encoding database: answer");
-	my $messages = $fake->journal->[-1]{body}{messages};
+	my $messages = $fake->last_request->{body}{messages};
 	is($messages->[1]{content}, $text, "$encoding database: prompt is sent as UTF-8");
 	is($messages->[0]{content}, "pr\x{e9}cis", "$encoding database: so is the system prompt");
 

@@ -30,7 +30,7 @@ sub client_closed_ok
 {
 	my ($name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	ok($fake->wait_for(sub { ($_[0][-1]{outcome} // '') eq 'client_closed' }), "$name: the connection is closed");
+	ok($fake->wait_for(sub { ($fake->last_request->{outcome} // '') eq 'client_closed' }), "$name: the connection is closed");
 	is($s->value(q{SELECT llm_complete('hi', model => 'gpt-4o')}), 'echo: hi', "$name: the next call works");
 }
 

@@ -76,13 +76,13 @@ push @phases,
 	name    => 'reading',
 	model   => 'drip-200',
 	closes  => 1,
-	reached => sub { ($fake->journal->[-1]{sent} // 0) > 1000 }
+	reached => sub { ($fake->last_request->{sent} // 0) > 1000 }
   };
 push @phases,
   {
 	name    => 'backing off',
 	model   => 'status-503',
-	reached => sub { ($fake->journal->[-1]{outcome} // '') eq 'delivered' }
+	reached => sub { ($fake->last_request->{outcome} // '') eq 'delivered' }
   };
 $gw->sql(q{INSERT INTO llm_providers (name, kind, options, first_byte_timeout) VALUES ('mock', 'mock', '{"latency_ms": 60000}', '0')});
 $gw->add_models('mock', 'm-mock');
@@ -127,7 +127,7 @@ sub after_ok
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	if ($phase->{closes})
 	{
-		ok($fake->wait_for(sub { ($_[0][-1]{outcome} // '') eq 'client_closed' }), "$name: the provider sees it");
+		ok($fake->wait_for(sub { ($fake->last_request->{outcome} // '') eq 'client_closed' }), "$name: the provider sees it");
 	}
 	is($session->value(q{SELECT llm_complete('hi', model => 'gpt-4o')}), 'echo: hi', "$name: the next call works")
 	  if $session;
@@ -278,7 +278,7 @@ my @children = children($postmaster);
 $gw->node->kill9;
 ok(defined gone($pid, PROMPTLY), 'a call ends with the postmaster');
 ok($s->finish->{lost}, 'so does its connection');
-ok($fake->wait_for(sub { ($_[0][-1]{outcome} // '') eq 'client_closed' }), 'and the request');
+ok($fake->wait_for(sub { ($fake->last_request->{outcome} // '') eq 'client_closed' }), 'and the request');
 defined gone($_) or die "process $_ does not end" for $postmaster, @children;
 
 # where nobody reaps the postmaster its process id seems to be alive

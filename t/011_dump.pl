@@ -214,7 +214,7 @@ sub works_ok
 		$s->value("SELECT llm_set_secret('stored', '$SECRET')");
 	}
 	is($s->value(q{SELECT llm_complete('hi', model => 'stored')}), 'echo: hi', "$name: a secret");
-	is($gw->fake->journal->[-1]{headers}{authorization}, "Bearer $SECRET", "$name: the right one");
+	is($gw->fake->last_request->{headers}{authorization}, "Bearer $SECRET", "$name: the right one");
 	my $last = $s->value('SELECT greatest(max(id), 0) FROM llm_routing_rules WHERE id < 1000000000000');
 	cmp_ok($s->value(q{BEGIN; INSERT INTO llm_routing_rules (alias, model) VALUES ('next', 'm') RETURNING id}), '>', $last + 10, "$name: the next number of a rule");
 	$s->value('ROLLBACK');

@@ -84,7 +84,7 @@ sub closed_ok
 	my ($when, $name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	my $entry;
-	ok($fake->wait_for(sub { $entry = $_[0][-1]; ($entry->{outcome} // '') eq 'client_closed' }), "$name: the provider sees the connection close")
+	ok($fake->wait_for(sub { $entry = $fake->last_request; ($entry->{outcome} // '') eq 'client_closed' }), "$name: the provider sees the connection close")
 	  or return;
 	my $late = $entry->{ended} - $when;
 	note(sprintf '%s: after %.1f ms', $name, 1000 * $late);
@@ -136,7 +136,7 @@ for my $case (
 		push @wrong, "$suspended portions" if $limit && $suspended != int(@words / $limit);
 
 		# the head goes out at once, the first chunk 300 ms after it
-		my $sent = $fake->journal->[-1]{time};
+		my $sent = $fake->last_request->{time};
 		for my $i (0 .. $#{ $all->{at} })
 		{
 			my $late = $all->{at}[$i] - ($sent + 0.3 * ($i + 1));
@@ -392,8 +392,8 @@ cmp_ok((sort { $a <=> $b } @delays)[ @delays / 2 ], '<', USUALLY, 'as a rule the
 	$d->read(1);
 	my $when = time;
 	$d->disconnect;
-	ok($fake->wait_for(sub { ($_[0][-1]{outcome} // '') eq 'client_closed' }), 'a client that is gone: the provider sees the connection close');
-	cmp_ok($fake->journal->[-1]{ended} - $when, '<', 4, 'a client that is gone: within a few rows');
+	ok($fake->wait_for(sub { ($fake->last_request->{outcome} // '') eq 'client_closed' }), 'a client that is gone: the provider sees the connection close');
+	cmp_ok($fake->last_request->{ended} - $when, '<', 4, 'a client that is gone: within a few rows');
 	booked_ok({ operation => 'stream', status => 'cancelled' }, 'a client that is gone');
 }
 

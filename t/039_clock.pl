@@ -90,7 +90,7 @@ for my $offset (3600, -3600)
 	$waiting->start(q{SELECT * FROM llm_complete_detail('waiting', model => 'one', timeout_ms => 20000)});
 	$fake->script({ model => '*', path => '/paused' }, { behaviour => 'status-429', headers => { 'retry-after' => '1' } }, 'default');
 	$pausing->start(q{SELECT llm_complete('pausing', model => 'paused')});
-	$fake->wait_for(sub { asked('paused') == 1 && defined $_[0][-1]{ended} });
+	$fake->wait_for(sub { asked('paused') == 1 && defined $fake->last_request->{ended} });
 
 	# a key that is refused, and a minute that is used up
 	$fake->script({ model => '*', path => '/parked' }, { behaviour => 'status-401', repeat => 'forever' });

@@ -142,6 +142,10 @@ to an array of hashes.
 Likewise, but of each request only what it asks for, as its dialect is understood, in the same words
 for all dialects: a hash with model, messages, tools and so on (see Ask.asked in F<fake/model.py>).
 
+=head2 last_request
+
+The newest entry of the journal; while there is none, an empty hash.
+
 =head2 stats
 
 The counts since the last reset: requests, in_flight, max_in_flight, outcomes, connections,
@@ -170,6 +174,8 @@ sub asked
 	return [ map { $_->{asked} } @{ $self->_control('GET', 'journal?asked=1&since=' . ($since // 0)) } ];
 }
 
+sub last_request { return $_[0]->journal->[-1] // {} }
+
 sub stats { return $_[0]->_control('GET',  'stats') }
 sub reset { return $_[0]->_control('POST', 'reset') }    ## no critic (ProhibitBuiltinHomonyms)
 sub up    { return $_[0]->_control('POST', 'up') }
@@ -184,17 +190,17 @@ sub down
 =head2 wait_for($condition, [$seconds])
 
 Calls the function with the journal and the stats until it returns something true, and returns
-that; after so many seconds (default 10), the last false one.  Outcomes are known to the fake a
-moment after the client has acted.
+that; after so many seconds (default 60), the last false one.  Requests and outcomes are known to the
+fake a moment after the client has acted.
 
-    ok($fake->wait_for(sub { ($_[0][-1]{outcome} // '') eq 'client_closed' }));
+    ok($fake->wait_for(sub { ($fake->last_request->{outcome} // '') eq 'client_closed' }));
 
 =cut
 
 sub wait_for
 {
 	my ($self, $condition, $seconds) = @_;
-	my $deadline = time + ($seconds // 10);
+	my $deadline = time + ($seconds // 60);
 	while (1)
 	{
 		my $result = $condition->($self->journal, $self->stats);
@@ -212,7 +218,7 @@ The same with the stats alone, for a journal that is long.
 sub wait_for_stats
 {
 	my ($self, $condition, $seconds) = @_;
-	my $deadline = time + ($seconds // 10);
+	my $deadline = time + ($seconds // 60);
 	while (1)
 	{
 		my $result = $condition->($self->stats);
