@@ -134,6 +134,7 @@ cmp_ok($row->{spent}, '>=', $limit - 3100, 'capped: but nearly all of it');
 # the most that the limit may be passed by. Estimates that learn are wrong for the first calls only.
 
 $limit = 400_000;
+my %over;
 for my $adaptive ($has_adaptive ? qw(off on) : ('on'))
 {
 	my $name = "loose_$adaptive";
@@ -153,7 +154,10 @@ for my $adaptive ($has_adaptive ? qw(off on) : ('on'))
 		$row->{answers}, $over > 0 ? 'passed' : 'kept', abs $over, 100 * abs($over) / $limit, $most->{$name}{committed});
 	cmp_ok($over, '<=', $SESSIONS * (2560 - 256), "$name: passed at most by what the calls under way were underestimated");
 	cmp_ok($over, '>=', -2560, "$name: nor is much left over");
-	cmp_ok($over, '<=', 2560, "$name: estimates that have learned do not let it be passed by more than a call") if $adaptive eq 'on' && $has_adaptive;
+
+	# by a few calls: those that began before the first answers and are still under way at the end
+	cmp_ok($over, '<=', $over{off} / 4, "$name: estimates that learn let it be passed by far less") if $adaptive eq 'on' && $has_adaptive;
+	$over{$adaptive} = $over;
 	is($row->{spent}, 2560 * $row->{answers}, "$name: each answer is paid in full");
 }
 $gw->sql('ALTER SYSTEM RESET llm_gateway.adaptive_estimates') if $has_adaptive;
