@@ -87,7 +87,7 @@ sub new
 
 	# The environment's proxies are not for us.
 	$self->{http} = HTTP::Tiny->new(
-		timeout     => 30,
+		timeout     => 120,
 		proxy       => undef,
 		http_proxy  => undef,
 		https_proxy => undef);
