@@ -109,7 +109,10 @@ typedef struct LlmWireCall
 	int			dimensions;		/* 0: the model's own */
 } LlmWireCall;
 
-/* Tokens as the provider counted them: input includes cached, output reasoning. */
+/*
+ * Tokens as the provider counted them: input includes cached, output reasoning.
+ * Not known, but with an input: the provider has counted only that as yet.
+ */
 typedef struct LlmUsage
 {
 	bool		known;

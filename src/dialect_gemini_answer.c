@@ -217,8 +217,8 @@ read_embedded_error(JsonbContainer *root, bool any_shape, LlmAnswer *answer)
 /*
  * Counts as of now: the last ones are the whole.  A count of zero is left out.
  * The prompt includes what was cached; thoughts are counted apart from the
- * candidates, unless the total says otherwise.  Before the end, counts are
- * taken only if they have the output: a stream that is cut has cost that much
+ * candidates, unless the total says otherwise.  Before the end, all is known
+ * only if the output is counted, too: a stream that is cut has cost that much
  * already.
  */
 static void
@@ -249,12 +249,13 @@ read_usage(JsonbContainer *root, bool at_end, LlmAnswer *answer)
 	u.output = Max(candidates, 0);
 	if (total < 0 || u.reasoning > u.output || total != u.input + u.output)
 		u.output += u.reasoning;
-	if ((candidates < 0 && !at_end) || u.input + u.output == 0 ||
-		u.input > PG_INT32_MAX || u.output > PG_INT32_MAX)
+	if (u.input + u.output == 0 || u.input > PG_INT32_MAX || u.output > PG_INT32_MAX)
+		return;
+	u.known = candidates >= 0 || at_end;
+	if (!u.known && answer->usage.known)
 		return;
 	u.cached_input = Min(u.cached_input, u.input);
 	u.reasoning = Min(u.reasoning, u.output);
-	u.known = true;
 	answer->usage = u;
 }
 

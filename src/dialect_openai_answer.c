@@ -95,6 +95,7 @@ read_embedded_error(JsonbContainer *root, bool any_shape, LlmAnswer *answer)
  * Counts as of now: where several chunks have them, the last is the whole.
  * prompt_tokens includes the cached ones and completion_tokens the reasoning
  * (OpenAI).  A server that counts reasoning apart (xAI) shows it in its total.
+ * DeepSeek has a word of its own for the cached ones.
  */
 static void
 read_usage(JsonbContainer *root, LlmAnswer *answer)
@@ -111,6 +112,7 @@ read_usage(JsonbContainer *root, LlmAnswer *answer)
 	if (!llmgw_read_count(c, &u.input, NULL, "prompt_tokens") ||
 		!llmgw_read_count(c, &u.output, NULL, "completion_tokens") ||
 		!llmgw_read_count(c, &total, NULL, "total_tokens") ||
+		!llmgw_read_count(c, &u.cached_input, NULL, "prompt_cache_hit_tokens") ||
 		!llmgw_read_count(c, &u.cached_input, "prompt_tokens_details", "cached_tokens") ||
 		!llmgw_read_count(c, &u.cache_write, "prompt_tokens_details", "cache_write_tokens") ||
 		!llmgw_read_count(c, &u.reasoning, "completion_tokens_details", "reasoning_tokens") ||

@@ -281,7 +281,7 @@ unread_output(const LlmCall *call, const LlmModel *model, LlmErrorClass error)
  * Usage where the provider gave it.  An error status costs nothing, nor does
  * what was never sent.  What was sent and has no known end is charged by what
  * we know: the prompt, and the output seen so far; so is an answer of which the
- * provider counted only the output.
+ * provider counted only the input or only the output.
  */
 LlmNano
 llmgw_judge_cost(const LlmCall *call, LlmErrorClass error, LlmUsage *usage,
@@ -289,10 +289,11 @@ llmgw_judge_cost(const LlmCall *call, LlmErrorClass error, LlmUsage *usage,
 {
 	const LlmTransfer *t = call->transfer;
 	const LlmModel *model = call->route.candidates[call->current].model;
+	const LlmUsage *told = &call->answer.usage;
 	LlmNano		cost;
 	int64		seen;
 
-	*usage = call->answer.usage;
+	*usage = *told;
 	if (usage->known)
 	{
 		cost = llmgw_cost(model, usage);
@@ -311,6 +312,12 @@ llmgw_judge_cost(const LlmCall *call, LlmErrorClass error, LlmUsage *usage,
 	usage->output = call->answer.output_alone > 0 ? call->answer.output_alone :
 		seen > 0 ? (seen + 3) / 4 : unread_output(call, model, error);
 	llmgw_call_cap(call, usage);
+	if (told->input > 0)
+	{
+		usage->input = told->input;
+		usage->cached_input = told->cached_input;
+		usage->cache_write = told->cache_write;
+	}
 	cost = llmgw_cost(model, usage);
 	if (cost != LLMGW_COST_UNKNOWN)
 		*source = LLMGW_SOURCE_ESTIMATE;

@@ -219,6 +219,12 @@ is( $s->value(
 		q{SELECT input_tokens, cached_input_tokens, output_tokens, reasoning_tokens, cost_usd = 0.00725
 		FROM llm_complete_detail('x', model => 'usage-1000-500-200-100')}),
 	'1000|200|500|100|t', 'usage, and its cost: 800 * 2.5 + 200 * 1.25 + 500 * 10 millionths');
+$fake->script('usage-1000-500-200-100', { body => { choices => [ { index => 0, message => { content => 'x' }, finish_reason => 'stop' } ],
+	usage => { prompt_tokens => 1000, completion_tokens => 500, total_tokens => 1500, prompt_cache_hit_tokens => 200, prompt_cache_miss_tokens => 800 } } });
+is( $s->value(
+		q{SELECT input_tokens, cached_input_tokens, output_tokens, cost_usd = 0.00725
+		FROM llm_complete_detail('x', model => 'usage-1000-500-200-100')}),
+	'1000|200|500|t', 'what was cached, in the words of DeepSeek');
 is($s->value(q{SELECT cost_usd = 0.00000055 FROM llm_complete_detail('x', model => 'usage-3-1-0-0')}),
 	't', 'cost below a millionth');
 is($s->value(q{SELECT cost_usd = 0 FROM llm_complete_detail('x', model => 'usage-7-0-0-0')}),

@@ -446,6 +446,12 @@ $fake->script('counted', { body => { %$fine, usageMetadata => { promptTokenCount
 $r = row(q{llm_complete_detail('hi', model => 'gemini/counted')});
 is_deeply([ @{$r}{qw(input_tokens cached_input_tokens output_tokens reasoning_tokens)} ], [ 10, 10, 7, 3 ], 'thoughts within the output');
 
+# Until the output is counted, as it mostly is at the end only, the input is charged as it was counted.
+$fake->script('counted', { chunks => [ 'data: ' . $json->encode({ %$piece, usageMetadata => { promptTokenCount => 1000, cachedContentTokenCount => 3, totalTokenCount => 1000 } }) . "\r\n\r\n" ], then => 'cut' });
+$r = row(q{llm_complete_detail('hi', model => 'gemini/counted')});
+ok($r->{error_class}, 'cut before the output is counted');
+cmp_ok(int($r->{cost_usd} * 1e6 + 0.5), '==', 997 + 3 * 10_000 + 100, 'its input as it was counted, its output as it was seen');
+
 # Embeddings
 
 models('gemini-embedding-001', 'embed-short', 'embed-ragged', 'embed-nan', 'embed-text');

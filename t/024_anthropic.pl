@@ -434,7 +434,7 @@ my @sequences = (
 	[ 'all again at the end', [ \%start, \%text, piece('x'), over('end_turn', { input_tokens => 10, output_tokens => 4, cache_read_input_tokens => 3, cache_creation_input_tokens => 2 }), \%end ], { response => 'x', input_tokens => 15, cached_input_tokens => 3, output_tokens => 4 } ],
 	[ 'counts that are none', [ \%start, \%text, piece('x'), over('end_turn', { output_tokens => -4 }), \%end ], { response => 'x', input_tokens => 1, output_tokens => 1 } ],
 	[ 'a count that is too large', [ \%start, \%text, piece('x'), over('end_turn', { input_tokens => 2_000_000_000, cache_read_input_tokens => 2_000_000_000, output_tokens => 1 }), \%end ], { response => 'x', input_tokens => 1, output_tokens => 1 } ],
-	[ 'usage at the beginning only', [ \%start, \%text, piece('x' x 40), over('end_turn', {}), \%end ], { response => 'x' x 40, output_tokens => 10 } ],
+	[ 'usage at the beginning only', [ \%start, \%text, piece('x' x 40), over('end_turn', {}), \%end ], { response => 'x' x 40, input_tokens => 15, cached_input_tokens => 3, output_tokens => 10, cost => 10 + 1000 + 30_000 + 2_000_000 } ],
 	[ 'no usage', [ { type => 'message_start', message => {} }, \%text, piece('x'), over('end_turn', {}), \%end ], { response => 'x', input_tokens => 1, output_tokens => 1 } ],
 	[ 'two ends of the message', [ \%start, \%text, piece('x'), over(undef, { output_tokens => 2 }), over('max_tokens', { output_tokens => 3 }), \%end ], { response => 'x', finish_reason => 'length', output_tokens => 3 } ],
 	[ 'a relay that says [DONE]', [ \%start, \%text, piece('x'), over('end_turn'), \%end, "data: [DONE]\n\n" ], { response => 'x' } ],
@@ -446,7 +446,7 @@ my @sequences = (
 	[ 'an id is not said', [ \%start, { type => 'content_block_start', index => 0, content_block => { type => 'tool_use', name => 'f' } }, over('tool_use'), \%end ], { finish_reason => 'tool_calls' } ],
 
 	# not whole
-	[ 'cut after the text', [ \%start, \%text, piece('Hello'), \%stop ], { class => 'malformed' } ],
+	[ 'cut after the text', [ \%start, \%text, piece('Hello'), \%stop ], { class => 'malformed', cost => 10 + 200 + 30_000 + 2_000_000 } ],
 	[ 'cut before the end', [ \%start, \%text, piece('Hello'), \%stop, over('end_turn') ], { class => 'malformed' } ],
 	[ 'no reason', [ \%start, \%text, piece('x'), \%stop, \%end ], { class => 'malformed', message => qr/reason to finish/ } ],
 	[ 'no answer', [ over('end_turn'), \%end ], { class => 'malformed', message => qr/without an answer/ } ],
@@ -476,7 +476,7 @@ my @sequences = (
 	[ 'api error', [ \%start, { type => 'error', error => { type => 'api_error', message => 'oh' } } ], { class => 'server_error' } ],
 	[ 'timeout', [ \%start, { type => 'error', error => { type => 'timeout_error', message => 'oh' } } ], { class => 'timeout' } ],
 	[ 'filtered', [ \%start, { type => 'error', error => { type => 'invalid_request_error', message => 'Output blocked by content filtering policy' } } ], { class => 'content_policy' } ],
-	[ 'an error without more', [ \%start, { type => 'error' } ], { class => 'server_error' } ],
+	[ 'an error without more', [ \%start, { type => 'error' } ], { class => 'server_error', cost => 10 + 30_000 + 2_000_000 } ],
 	[ 'an error in plain text', [ \%start, "event: error\ndata: upstream failed\n\n" ], { class => 'server_error', message => qr/upstream failed/ } ],
 	[ "a relay's error", [ \%start, "data: {\"error\":{\"message\":\"backend gone\",\"code\":503}}\n\n" ], { class => 'overloaded', message => qr/error 503 in the answer: backend gone/ } ],
 	[ 'a refusal', [ \%start, \%text, piece('I ca'), { type => 'message_delta', delta => { stop_reason => 'refusal', stop_details => { type => 'refusal', category => 'cyber', explanation => 'No such code.' } }, usage => { output_tokens => 7 } }, \%end ], { class => 'content_policy', message => qr/No such code\./, cost => 10 + 700 + 30_000 + 2_000_000 } ],
