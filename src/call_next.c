@@ -14,7 +14,8 @@
  * deadline: for the places and the minutes of the provider's row however long
  * that takes, as for a lock, and for a provider that asks for pauses at most
  * MAX_WAIT_MS in all.  One whose breaker is open is skipped; when nothing else is
- * left, the one whose probe is nearest gets the call all the same.
+ * left, of those that have room the one whose probe is nearest gets the call all
+ * the same.
  *
  *-------------------------------------------------------------------------
  */
@@ -377,6 +378,7 @@ llmgw_call_next(LlmCall *call)
 {
 	LlmCandidate *later;
 	LlmCandidate *open;
+	const LlmModel *forced;
 	LlmInstant	since = call->admission.queued_at;
 	bool		ended;
 
@@ -406,12 +408,16 @@ llmgw_call_next(LlmCall *call)
 		}
 
 		/* a probe goes past an open breaker only if it asks for that */
+		forced = call->forced;
 		if (open == NULL || call->spec->probe != NULL ||
-			(call->forced != NULL && call->forced != open->model))
+			(forced != NULL && forced != open->model))
 			break;
 		call->forced = open->model;
 		if (force(call, open, &ended))
 			return ended;
+
+		/* nothing was sent there: the next one is the nearest that can be */
+		call->forced = forced;
 		open->spent = true;
 	}
 	llmgw_endpoint_abandon(&call->admission);

@@ -57,8 +57,10 @@ typedef struct View
 	LlmRefusal	refusal;
 	char	   *problem;		/* why it was not admitted, in words; NULL: it
 								 * was */
+	bool		full;			/* LLMGW_ADMIT_OPEN, and no room past the
+								 * breaker either */
 	bool		asked;			/* a call would have found that out */
-	bool		passed_over;	/* there is no waiting for it any more */
+	bool		passed_over;	/* it is not asked any more */
 	const char *shortage;		/* why no budget has room for it; NULL: all
 								 * that it is charged to have */
 } View;
@@ -92,6 +94,13 @@ look(LlmCall *call, const LlmCandidate *c, View *view)
 	view->admit = llmgw_endpoint_look(&query, &view->refusal);
 	if (view->admit == LLMGW_ADMITTED)
 		return;
+	if (view->admit == LLMGW_ADMIT_OPEN)
+	{
+		LlmRefusal	ignored;
+
+		query.who = LLMGW_ASK_FORCE;
+		view->full = llmgw_endpoint_look(&query, &ignored) != LLMGW_ADMITTED;
+	}
 
 	/* it may have ended since */
 	view->problem = llmgw_endpoint_problem(provider, query.rank, query.tokens);
@@ -203,7 +212,14 @@ choose(const LlmCall *call, View *views)
 			}
 		}
 		if (later < 0)
-			return open >= 0 && views[open].shortage != NULL ? -1 : open;
+		{
+			if (open < 0 || (!views[open].full && views[open].shortage == NULL))
+				return open;
+			views[open].passed_over = true;
+			if (!views[open].full && llmgw_call_keeps_tier(call))
+				pass_over_worse(call, views, candidates[open].model->tier->rank);
+			continue;
+		}
 		if (would_wait(call, &candidates[later], &views[later],
 					   has_alternatives(call, views, later)))
 			return later;

@@ -130,6 +130,26 @@ error_ok($told, { sqlstate => 'LG012', message => qr/its breaker is open/, detai
 ok(idle('dead'), 'nothing is left of them');
 $gw->sql(q{DELETE FROM llm_models WHERE provider = 'dead'; DELETE FROM llm_providers WHERE name = 'dead'});
 
+# All breakers are open, and the one that is nearest to its probe has no room
+
+$gw->add_provider('near', $fake->url('/n'), { max_concurrency => 1, breaker_failures => 1, breaker_cooldown => "'60 s'", probe => "'none'" });
+$gw->add_provider('far', $fake->url('/f'), { breaker_failures => 1, breaker_cooldown => "'300 s'", probe => "'none'" });
+$gw->add_models('near', 'full');
+$gw->add_models('far', 'free');
+$gw->sql(q{INSERT INTO llm_routing_rules (alias, model, rank) VALUES ('both', 'full', 1), ('both', 'free', 2)});
+$fake->script({ model => 'full', path => '/n' }, 'status-503', { behaviour => 'silent' });
+$fake->script({ model => 'free', path => '/f' }, 'status-503');
+is(row($other, q{SELECT * FROM llm_complete_detail('x', model => 'both')})->{error_class}, 'overloaded', 'both fail');
+is(status($_)->{state}, 'open', "$_ is open") for qw(near far);
+$s->start(q{SELECT llm_complete('x', model => 'both')});
+$gw->wait_in_call($s);
+is($other->value(q{SELECT provider FROM llm_route('x', model => 'both') WHERE chosen}), 'far', 'llm_route knows that the nearest has no room');
+$row = row($other, q{SELECT * FROM llm_complete_detail('x', model => 'both')});
+is("$row->{provider} $row->{attempts} " . ($row->{response} // $row->{error_message}), 'far 1 echo: x', 'one that has no room is not the last that is tried');
+cancel($s);
+ok(idle('near'), 'nothing is left');
+$gw->sql(q{DELETE FROM llm_routing_rules WHERE alias = 'both'; DELETE FROM llm_models WHERE provider IN ('near', 'far'); DELETE FROM llm_providers WHERE name IN ('near', 'far')});
+
 # A provider that only a call can bring back, beside one that takes all calls
 
 for my $how (qw(least_busy lowest_latency weighted))
