@@ -457,6 +457,13 @@ extern const char *llmgw_call_system_prompt(const LlmCall *call, const LlmCandid
 extern const char *llmgw_call_with_suffix(const LlmCandidate *c, const char *prompt);
 
 /*
+ * The first candidate that configuration and tier allow; NULL: there is none that may
+ * answer.  It is not that of llmgw_route_first where a budget of its provider or model
+ * has nothing left for it.
+ */
+extern const LlmCandidate *llmgw_call_first(const LlmCall *call);
+
+/*
  * What the caller is to be told of a call that was answered by a worse tier than it
  * could have had; NULL: nothing.
  */

@@ -472,6 +472,27 @@ was_taken_away(const LlmCall *call, const LlmCandidate *c, const LlmCandidate *a
 		(asked == NULL || would_be_before(call, c, asked));
 }
 
+const LlmCandidate *
+llmgw_call_first(const LlmCall *call)
+{
+	const LlmCandidate *first = llmgw_route_first(&call->route);
+
+	for (int i = 0; first != NULL && i < call->route.ncandidates; i++)
+	{
+		const LlmCandidate *c = &call->route.candidates[i];
+
+		/* a budget of all models has a say in the tier, which these are not about */
+		if (c->denied_by == NULL || c->unfit ||
+			(c->denied_by->provider == NULL && c->denied_by->model == NULL))
+			continue;
+
+		/* how fast it would be is not known */
+		if (call->spec->optimize != LLMGW_OPTIMIZE_SPEED && would_be_before(call, c, first))
+			return c;
+	}
+	return first;
+}
+
 const char *
 llmgw_call_notice(const LlmCall *call)
 {

@@ -201,6 +201,27 @@ like($s->value(q{SELECT reason FROM llm_route('hi', model => 'pay') WHERE provid
 is($s->value(q{SELECT count(*) FROM llm_requests WHERE budgets @> '{of fake}'}), 0, 'who is not asked is not charged');
 $gw->sql('DELETE FROM llm_budgets');
 
+# an answer in the place of a model or provider without money is a fallback, one of a lower tier is none
+$gw->add_models('second', 'spare', { tier => "'premium'", input_price => 0, output_price => 0, upstream_name => "'default'" });
+$gw->sql(q{INSERT INTO llm_routing_rules (alias, model, rank) VALUES ('spared', 'fake/best', 1), ('spared', 'second/spare', 2), ('spared', 'fake/cheap', 3)});
+for my $scope ([ provider => 'fake' ], [ model => 'best' ], [ model => 'fake/best' ])
+{
+	$gw->sql("INSERT INTO llm_budgets (name, limit_usd, $scope->[0]) VALUES ('scoped', 0, '$scope->[1]')");
+	$row = row($s, q{SELECT * FROM llm_complete_detail('hi', model => 'spared')});
+	is("$row->{provider} $row->{fallback}", 'second true', "$scope->[0] $scope->[1] without money: a fallback");
+	$row = row($s, qq{SELECT * FROM llm_complete_detail('hi, $scope->[1]', model => 'spared', cache => 'on')}) for 1 .. 2;
+	is("$row->{cached} $row->{fallback}", 'true false', 'a kept answer is none');
+	$gw->sql('DELETE FROM llm_budgets');
+	$row = row($s, q{SELECT * FROM llm_complete_detail('hi', model => 'spared')});
+	is("$row->{provider} $row->{fallback}", 'fake false', 'no budget: no fallback');
+}
+is($s->value(q{SELECT sum(requests) FROM llm_fallback_report WHERE from_provider = 'fake' AND to_provider = 'second' AND error_class = 'budget'}), 6, 'the report counts them');
+$gw->add_budget('half', 2);
+answered_ok(pay($s, 'half', 1), 'a budget of all models');
+$row = row($s, q{SELECT * FROM llm_complete_detail('hi', tags => '{"b": "half"}')});
+is("$row->{model} $row->{fallback}", 'good false', 'a lower tier is none');
+$gw->sql('DELETE FROM llm_budgets');
+
 # Changes
 
 my $other = $gw->session;
