@@ -414,6 +414,20 @@ is(system_prompt(q('hi')), 'Be brief.', 'standard: its suffix');
 is($row->{model_tier}, 'standard', 'the tier is told');
 is($row->{notice}, $gw->sql(q{SELECT notice FROM llm_tiers WHERE name = 'standard'}), 'and its notice');
 like(system_prompt(q('hi', system_prompt => 'You are a poet.')), qr/^You are a poet\.\s+Be brief\.$/, 'after the system prompt of the call');
+sub chat_system
+{
+	my ($system, @args) = @_;
+	my $before = $fake->stats->{requests};
+	my $messages = join ', ', @$system, '{"role": "user", "content": "hi"}', @args ? '{"role": "system", "content": "Go on."}' : ();
+	row($s, "SELECT * FROM llm_chat('[$messages]'" . join('', map { ", $_" } @args) . ')');
+	my ($ask) = @{ $fake->asked($before) };
+	return join '|', map { $_->{text} } grep { $_->{role} eq 'system' } @{ $ask->{messages} };
+}
+my @system = ('{"role": "system", "content": "Be kind."}', '{"role": "system", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "wise."}]}');
+like(chat_system([ $system[0] ]), qr/^Be kind\.\s+Be brief\.$/, 'after that of a conversation');
+like(chat_system(\@system), qr/^Be kind\.\|Be wise\.\s+Be brief\.$/, 'after the last one of those it begins with');
+like(chat_system([ $system[0] ], q(system_prompt => 'You are a poet.')), qr/^You are a poet\.\s+Be kind\.\s+Be brief\.\|Go on\.$/, 'after both');
+is(chat_system([]), 'Be brief.', 'or alone');
 is(system_prompt(q('hi', 'high')), '', 'another priority is not downgraded');
 $r = $s->run(q{SELECT llm_complete('hi')});
 is($r->{out}, 'echo: hi', 'llm_complete');
