@@ -313,8 +313,7 @@ llmgw_call_send(LlmCall *call)
 	call->wire.token_param = model->token_param;
 	call->wire.no_usage = model->no_usage;
 	call->wire.stream = p->stream && call->inputs == NULL;
-	call->wire.system_prompt = llmgw_call_system_prompt(call, c);
-	call->wire.messages = call->messages;
+	llmgw_call_put_messages(call, c, c->advised ? spec->advice : spec->system_prompt);
 	call->wire.tools = spec->tools;
 	call->wire.tool_choice = spec->tool_choice;
 	call->wire.schema = c->advised ? NULL : spec->schema;

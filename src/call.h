@@ -451,10 +451,20 @@ extern void llmgw_call_cap(const LlmCall *call, LlmUsage *estimate);
 
 /* Of all that is sent to that model; of a completion the suffix of its tier as well. */
 extern int64 llmgw_call_characters(const LlmCall *call, const LlmModel *model);
-extern const char *llmgw_call_system_prompt(const LlmCall *call, const LlmCandidate *c);
 
-/* A system prompt (NULL: none), and the suffix of the candidate's tier. */
-extern const char *llmgw_call_with_suffix(const LlmCandidate *c, const char *prompt);
+/*
+ * Puts the call's messages and that system prompt (NULL: none) into call->wire, with the
+ * suffix of the candidate's tier after all that the system says at the beginning.
+ */
+extern void llmgw_call_put_messages(LlmCall *call, const LlmCandidate *c,
+									const char *system_prompt);
+
+/*
+ * The first candidate that configuration and tier allow; NULL: there is none that may
+ * answer.  It is not that of llmgw_route_first where a budget of its provider or model
+ * has nothing left for it.
+ */
+extern const LlmCandidate *llmgw_call_first(const LlmCall *call);
 
 /*
  * What the caller is to be told of a call that was answered by a worse tier than it

@@ -64,20 +64,44 @@ llmgw_call_characters(const LlmCall *call, const LlmModel *model)
 	return call->characters + (suffix ? pg_mbstrlen(suffix) : 0);
 }
 
-const char *
-llmgw_call_with_suffix(const LlmCandidate *c, const char *prompt)
+/* The messages, of which number i, a system message, has more to say. */
+static const LlmMessages *
+say_more(const LlmMessages *messages, int i, const char *text)
 {
-	const char *suffix = c->model->tier->system_prompt_suffix;
+	LlmMessages *copy = palloc(sizeof(LlmMessages));
+	LlmMessage *m;
+	LlmPart    *last;
 
-	if (suffix == NULL || suffix[0] == '\0')
-		return prompt;
-	return prompt == NULL ? suffix : psprintf("%s\n\n%s", prompt, suffix);
+	*copy = *messages;
+	copy->messages = palloc(sizeof(LlmMessage) * messages->n);
+	memcpy(copy->messages, messages->messages, sizeof(LlmMessage) * messages->n);
+	m = &copy->messages[i];
+	m->parts = palloc(sizeof(LlmPart) * m->nparts);
+	memcpy(m->parts, messages->messages[i].parts, sizeof(LlmPart) * m->nparts);
+	last = &m->parts[m->nparts - 1];
+	last->text = psprintf("%s\n\n%s", last->text, text);
+	return copy;
 }
 
-const char *
-llmgw_call_system_prompt(const LlmCall *call, const LlmCandidate *c)
+void
+llmgw_call_put_messages(LlmCall *call, const LlmCandidate *c, const char *system_prompt)
 {
-	return llmgw_call_with_suffix(c, c->advised ? call->spec->advice : call->spec->system_prompt);
+	const char *suffix = c->model->tier->system_prompt_suffix;
+	const LlmMessages *messages = call->messages;
+	int			n = 0;			/* system messages that it begins with */
+
+	call->wire.messages = messages;
+	call->wire.system_prompt = system_prompt;
+	if (suffix == NULL || suffix[0] == '\0')
+		return;
+	while (messages != NULL && n < messages->n &&
+		   messages->messages[n].role == LLMGW_ROLE_SYSTEM && messages->messages[n].nparts > 0)
+		n++;
+	if (n > 0)
+		call->wire.messages = say_more(messages, n - 1, suffix);
+	else
+		call->wire.system_prompt = system_prompt == NULL ? suffix :
+			psprintf("%s\n\n%s", system_prompt, suffix);
 }
 
 static int64
@@ -470,6 +494,30 @@ was_taken_away(const LlmCall *call, const LlmCandidate *c, const LlmCandidate *a
 {
 	return ((c->denied_by != NULL && !c->unfit) || c->shortage != NULL) &&
 		(asked == NULL || would_be_before(call, c, asked));
+}
+
+const LlmCandidate *
+llmgw_call_first(const LlmCall *call)
+{
+	const LlmCandidate *first = llmgw_route_first(&call->route);
+
+	for (int i = 0; first != NULL && i < call->route.ncandidates; i++)
+	{
+		const LlmCandidate *c = &call->route.candidates[i];
+
+		/*
+		 * a budget of all models has a say in the tier, which these are not
+		 * about
+		 */
+		if (c->denied_by == NULL || c->unfit ||
+			(c->denied_by->provider == NULL && c->denied_by->model == NULL))
+			continue;
+
+		/* how fast it would be is not known */
+		if (call->spec->optimize != LLMGW_OPTIMIZE_SPEED && would_be_before(call, c, first))
+			return c;
+	}
+	return first;
 }
 
 const char *

@@ -58,7 +58,7 @@ llmgw_call_degrade(LlmCall *call)
 	if (refused & SCHEMA_BIT)
 	{
 		wire->schema = NULL;
-		wire->system_prompt = llmgw_call_with_suffix(c, call->spec->advice);
+		llmgw_call_put_messages(call, c, call->spec->advice);
 	}
 
 	/* a dialect that has no choice of tools does what it can about it */

@@ -219,14 +219,7 @@ llmgw_call_end_answered(LlmCall *call)
 		call->ttft_us = call->first_content - call->started;
 	else if (call->transfer->first_byte != 0)
 		call->ttft_us = call->transfer->first_byte - call->started;
-	for (int i = 0; i < call->route.ncandidates; i++)
-	{
-		if (call->route.candidates[i].dropped == NULL)
-		{
-			call->fallback = i != call->current;
-			break;
-		}
-	}
+	call->fallback = llmgw_call_first(call) != &call->route.candidates[call->current];
 	if (call->spec->schema != NULL &&
 		(call->tool_calls == NULL || call->spec->operation == LLMGW_OP_JSON))
 		llmgw_call_check_schema(call);

@@ -162,9 +162,10 @@ last_outcome(LlmCall *call)
 static void
 say_passed_over(const LlmCall *call, LlmResult *r)
 {
-	const LlmCandidate *first = llmgw_route_first(&call->route);
+	const LlmCandidate *first = llmgw_call_first(call);
 
-	if (first == NULL)
+	/* a kept answer takes nobody's place */
+	if (first == NULL || (call->kept != NULL && first->denied_by != NULL))
 		return;
 	for (int i = 0; i < call->nattempts; i++)
 	{
@@ -174,7 +175,7 @@ say_passed_over(const LlmCall *call, LlmResult *r)
 			return;
 		r->passed_over_class = call->attempts[i].error;
 	}
-	if (first->shortage != NULL)
+	if (first->shortage != NULL || first->denied_by != NULL)
 		r->passed_over_class = LLMGW_BUDGET;
 	if (r->passed_over_class == LLMGW_OK && first->refused != LLMGW_ADMITTED)
 		r->passed_over_class = first->refused == LLMGW_ADMIT_LATER ? LLMGW_RATE_LIMIT :

@@ -201,6 +201,27 @@ like($s->value(q{SELECT reason FROM llm_route('hi', model => 'pay') WHERE provid
 is($s->value(q{SELECT count(*) FROM llm_requests WHERE budgets @> '{of fake}'}), 0, 'who is not asked is not charged');
 $gw->sql('DELETE FROM llm_budgets');
 
+# an answer in the place of a model or provider without money is a fallback, one of a lower tier is none
+$gw->add_models('second', 'spare', { tier => "'premium'", input_price => 0, output_price => 0, upstream_name => "'default'" });
+$gw->sql(q{INSERT INTO llm_routing_rules (alias, model, rank) VALUES ('spared', 'fake/best', 1), ('spared', 'second/spare', 2), ('spared', 'fake/cheap', 3)});
+for my $scope ([ provider => 'fake' ], [ model => 'best' ], [ model => 'fake/best' ])
+{
+	$gw->sql("INSERT INTO llm_budgets (name, limit_usd, $scope->[0]) VALUES ('scoped', 0, '$scope->[1]')");
+	$row = row($s, q{SELECT * FROM llm_complete_detail('hi', model => 'spared')});
+	is("$row->{provider} $row->{fallback}", 'second true', "$scope->[0] $scope->[1] without money: a fallback");
+	$row = row($s, qq{SELECT * FROM llm_complete_detail('hi, $scope->[1]', model => 'spared', cache => 'on')}) for 1 .. 2;
+	is("$row->{cached} $row->{fallback}", 'true false', 'a kept answer is none');
+	$gw->sql('DELETE FROM llm_budgets');
+	$row = row($s, q{SELECT * FROM llm_complete_detail('hi', model => 'spared')});
+	is("$row->{provider} $row->{fallback}", 'fake false', 'no budget: no fallback');
+}
+is($s->value(q{SELECT sum(requests) FROM llm_fallback_report WHERE from_provider = 'fake' AND to_provider = 'second' AND error_class = 'budget'}), 6, 'the report counts them');
+$gw->add_budget('half', 2);
+answered_ok(pay($s, 'half', 1), 'a budget of all models');
+$row = row($s, q{SELECT * FROM llm_complete_detail('hi', tags => '{"b": "half"}')});
+is("$row->{model} $row->{fallback}", 'good false', 'a lower tier is none');
+$gw->sql('DELETE FROM llm_budgets');
+
 # Changes
 
 my $other = $gw->session;
@@ -393,6 +414,20 @@ is(system_prompt(q('hi')), 'Be brief.', 'standard: its suffix');
 is($row->{model_tier}, 'standard', 'the tier is told');
 is($row->{notice}, $gw->sql(q{SELECT notice FROM llm_tiers WHERE name = 'standard'}), 'and its notice');
 like(system_prompt(q('hi', system_prompt => 'You are a poet.')), qr/^You are a poet\.\s+Be brief\.$/, 'after the system prompt of the call');
+sub chat_system
+{
+	my ($system, @args) = @_;
+	my $before = $fake->stats->{requests};
+	my $messages = join ', ', @$system, '{"role": "user", "content": "hi"}', @args ? '{"role": "system", "content": "Go on."}' : ();
+	row($s, "SELECT * FROM llm_chat('[$messages]'" . join('', map { ", $_" } @args) . ')');
+	my ($ask) = @{ $fake->asked($before) };
+	return join '|', map { $_->{text} } grep { $_->{role} eq 'system' } @{ $ask->{messages} };
+}
+my @system = ('{"role": "system", "content": "Be kind."}', '{"role": "system", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "wise."}]}');
+like(chat_system([ $system[0] ]), qr/^Be kind\.\s+Be brief\.$/, 'after that of a conversation');
+like(chat_system(\@system), qr/^Be kind\.\|Be wise\.\s+Be brief\.$/, 'after the last one of those it begins with');
+like(chat_system([ $system[0] ], q(system_prompt => 'You are a poet.')), qr/^You are a poet\.\s+Be kind\.\s+Be brief\.\|Go on\.$/, 'after both');
+is(chat_system([]), 'Be brief.', 'or alone');
 is(system_prompt(q('hi', 'high')), '', 'another priority is not downgraded');
 $r = $s->run(q{SELECT llm_complete('hi')});
 is($r->{out}, 'echo: hi', 'llm_complete');
