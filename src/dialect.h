@@ -111,7 +111,7 @@ typedef struct LlmWireCall
 
 /*
  * Tokens as the provider counted them: input includes cached, output reasoning.
- * Not known, but with an input: the provider has counted only that as yet.
+ * Not known, but with some: the provider has counted only so many as yet.
  */
 typedef struct LlmUsage
 {

@@ -280,8 +280,8 @@ unread_output(const LlmCall *call, const LlmModel *model, LlmErrorClass error)
 /*
  * Usage where the provider gave it.  An error status costs nothing, nor does
  * what was never sent.  What was sent and has no known end is charged by what
- * we know: the prompt, and the output seen so far; so is an answer of which the
- * provider counted only the input or only the output.
+ * we know: the prompt, and the output seen, or counted, so far; so is an answer of
+ * which the provider counted only the input or only the output.
  */
 LlmNano
 llmgw_judge_cost(const LlmCall *call, LlmErrorClass error, LlmUsage *usage,
@@ -311,7 +311,12 @@ llmgw_judge_cost(const LlmCall *call, LlmErrorClass error, LlmUsage *usage,
 									 call->answer.tool_calls[i].arguments.len);
 	usage->output = call->answer.output_alone > 0 ? call->answer.output_alone :
 		seen > 0 ? (seen + 3) / 4 : unread_output(call, model, error);
+
+	/* what was thought is not in what was seen */
+	usage->output = Min(usage->output + told->reasoning, PG_INT32_MAX);
 	llmgw_call_cap(call, usage);
+	usage->output = Max(usage->output, told->output);
+	usage->reasoning = told->reasoning;
 	if (told->input > 0)
 	{
 		usage->input = told->input;

@@ -452,6 +452,11 @@ $r = row(q{llm_complete_detail('hi', model => 'gemini/counted')});
 ok($r->{error_class}, 'cut before the output is counted');
 cmp_ok(int($r->{cost_usd} * 1e6 + 0.5), '==', 997 + 3 * 10_000 + 100, 'its input as it was counted, its output as it was seen');
 
+# thoughts are counted before there is text
+$fake->script('counted', { chunks => [ 'data: ' . $json->encode({ %$piece, usageMetadata => { promptTokenCount => 1000, thoughtsTokenCount => 500, totalTokenCount => 1500 } }) . "\r\n\r\n" ], then => 'cut' });
+$r = row(q{llm_complete_detail('hi', model => 'gemini/counted')});
+cmp_ok(int($r->{cost_usd} * 1e6 + 0.5), '==', 1000 + 501 * 100, 'its thoughts as they were counted, its text as it was seen');
+
 # Embeddings
 
 models('gemini-embedding-001', 'embed-short', 'embed-ragged', 'embed-nan', 'embed-text');

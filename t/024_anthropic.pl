@@ -448,6 +448,7 @@ my @sequences = (
 	# not whole
 	[ 'cut after the text', [ \%start, \%text, piece('Hello'), \%stop ], { class => 'malformed', cost => 10 + 200 + 30_000 + 2_000_000 } ],
 	[ 'cut before the end', [ \%start, \%text, piece('Hello'), \%stop, over('end_turn') ], { class => 'malformed' } ],
+	[ 'cut after a count of its output', [ \%start, \%text, piece('Hello'), over(undef, { output_tokens => 70 }) ], { class => 'malformed', cost => 10 + 7000 + 30_000 + 2_000_000 } ],
 	[ 'no reason', [ \%start, \%text, piece('x'), \%stop, \%end ], { class => 'malformed', message => qr/reason to finish/ } ],
 	[ 'no answer', [ over('end_turn'), \%end ], { class => 'malformed', message => qr/without an answer/ } ],
 	[ 'nothing', ["data: [DONE]\n\n"], { class => 'malformed' } ],
@@ -476,7 +477,7 @@ my @sequences = (
 	[ 'api error', [ \%start, { type => 'error', error => { type => 'api_error', message => 'oh' } } ], { class => 'server_error' } ],
 	[ 'timeout', [ \%start, { type => 'error', error => { type => 'timeout_error', message => 'oh' } } ], { class => 'timeout' } ],
 	[ 'filtered', [ \%start, { type => 'error', error => { type => 'invalid_request_error', message => 'Output blocked by content filtering policy' } } ], { class => 'content_policy' } ],
-	[ 'an error without more', [ \%start, { type => 'error' } ], { class => 'server_error', cost => 10 + 30_000 + 2_000_000 } ],
+	[ 'an error without more', [ \%start, { type => 'error' } ], { class => 'server_error', cost => 10 + 100 + 30_000 + 2_000_000 } ],
 	[ 'an error in plain text', [ \%start, "event: error\ndata: upstream failed\n\n" ], { class => 'server_error', message => qr/upstream failed/ } ],
 	[ "a relay's error", [ \%start, "data: {\"error\":{\"message\":\"backend gone\",\"code\":503}}\n\n" ], { class => 'overloaded', message => qr/error 503 in the answer: backend gone/ } ],
 	[ 'a refusal', [ \%start, \%text, piece('I ca'), { type => 'message_delta', delta => { stop_reason => 'refusal', stop_details => { type => 'refusal', category => 'cyber', explanation => 'No such code.' } }, usage => { output_tokens => 7 } }, \%end ], { class => 'content_policy', message => qr/No such code\./, cost => 10 + 700 + 30_000 + 2_000_000 } ],
