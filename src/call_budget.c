@@ -461,6 +461,13 @@ answering_tier(const LlmCall *call)
 	return call->model != NULL ? call->model->tier : NULL;
 }
 
+/* One that answers only where nobody else does. */
+static bool
+is_spare(const LlmCandidate *c)
+{
+	return c->model->weight * c->model->provider->weight <= 0;
+}
+
 /*
  * Whether a candidate that the budgets keep from the call would have been asked before
  * this one.  Where the call is optimized, those that are denied are behind the others
@@ -469,6 +476,8 @@ answering_tier(const LlmCall *call)
 static bool
 would_be_before(const LlmCall *call, const LlmCandidate *denied, const LlmCandidate *c)
 {
+	if (call->spec->optimize != LLMGW_OPTIMIZE_NONE && is_spare(denied) != is_spare(c))
+		return is_spare(c);
 	switch (call->spec->optimize)
 	{
 		case LLMGW_OPTIMIZE_NONE:
@@ -478,7 +487,10 @@ would_be_before(const LlmCall *call, const LlmCandidate *denied, const LlmCandid
 				return denied->model->quality > c->model->quality;
 			return denied->group < c->group;
 		case LLMGW_OPTIMIZE_COST:
-			return denied->estimate != LLMGW_COST_UNKNOWN && denied->estimate < c->estimate;
+			if (denied->estimate != c->estimate)
+				return denied->estimate != LLMGW_COST_UNKNOWN &&
+					(c->estimate == LLMGW_COST_UNKNOWN || denied->estimate < c->estimate);
+			return denied->group < c->group;
 		case LLMGW_OPTIMIZE_SPEED:
 			return true;
 	}
@@ -507,9 +519,9 @@ llmgw_call_first(const LlmCall *call)
 
 		/*
 		 * a budget of all models has a say in the tier, which these are not
-		 * about
+		 * about; and without a price it may not answer whatever is left
 		 */
-		if (c->denied_by == NULL || c->unfit ||
+		if (c->denied_by == NULL || c->unfit || c->estimate == LLMGW_COST_UNKNOWN ||
 			(c->denied_by->provider == NULL && c->denied_by->model == NULL))
 			continue;
 

@@ -82,6 +82,31 @@ $r = row($s, q{SELECT provider, model, fallback FROM llm_complete_detail('hi', m
 is_deeply($r, { provider => 'b', model => 'small', fallback => 'true' }, 'when the cheapest is away, the next cheapest');
 $gw->sql(q{SELECT llm_breaker_reset('c')});
 
+# Who has no money, and would have been asked first if it had
+
+sub without_money
+{
+	my ($provider, $args, $limit) = @_;
+	$gw->sql("INSERT INTO llm_budgets (name, limit_usd, provider) VALUES ('of one', " . ($limit // 0) . ", '$provider')");
+	my $answer = $s->value("SELECT provider || '/' || model || ' ' || fallback FROM llm_complete_detail('hi', $args)");
+	$gw->sql('DELETE FROM llm_budgets');
+	return $answer;
+}
+my $cheapest = q{model => 'any', optimize => 'cost'};
+is(without_money('c', $cheapest), 'b/small true', 'the cheapest has no money: a fallback');
+is(without_money('a', $cheapest), 'c/free false', 'one that is dearer has none');
+$gw->sql(q{UPDATE llm_providers SET weight = 0 WHERE name = 'c'});
+is(without_money('c', $cheapest), 'b/small false', 'a spare is cheaper, but takes nobody\'s place');
+$gw->sql(q{UPDATE llm_providers SET weight = 0 WHERE name = 'b'; UPDATE llm_providers SET weight = 1 WHERE name = 'c'});
+is(without_money('a', q{model => 'mid', optimize => 'quality'}), 'b/mid true', 'a spare takes the place of its equal');
+$gw->sql(q{UPDATE llm_providers SET weight = 1 WHERE name = 'b'; UPDATE llm_models SET input_price = 0, output_price = 0 WHERE name = 'small'});
+is(without_money('b', $cheapest), 'c/free true', 'between equals the rules decide');
+is(without_money('c', $cheapest), 'b/small false', 'and put this one behind');
+$gw->sql(q{UPDATE llm_models SET input_price = 1, output_price = 1 WHERE name = 'small';
+	INSERT INTO llm_routing_rules(alias, model, rank) VALUES ('known', 'unpriced', 1), ('known', 'small', 2)});
+is(without_money('b', q{model => 'known', optimize => 'cost'}), 'c/unpriced true', 'what nobody knows comes after it');
+is(without_money('c', q{model => 'any'}, $_), 'a/big false', "what has no price is no candidate under a budget of $_") for 100, 0;
+
 is($s->value(q{SELECT string_agg(regexp_replace(reason, '[0-9]+', 'N'), ' | ' ORDER BY rank) FROM llm_route('hi', model => 'any', optimize => 'cost') WHERE rank < 3}),
 	'first by cost (routing rule N) | fallback by cost (routing rule N)', 'the reason says so');
 is($s->value(q{SELECT string_agg(reason, ' | ' ORDER BY rank) FROM llm_route('hi', model => 'mid', optimize => 'speed')}),
