@@ -413,11 +413,16 @@ keep_one_model(LlmRoute *route, const LlmRouteQuery *query)
 	{
 		LlmCandidate *c = &route->candidates[i];
 
-		if (c->dropped != NULL)
+		if (c->dropped != NULL && c->denied_by == NULL)
 			continue;
 		if (strcmp(c->model->name, name) != 0)
+		{
 			c->dropped = "embeddings never change model";
-		else
+			c->denied_by = NULL;
+			c->unfit = false;
+			c->hint = NULL;
+		}
+		else if (c->dropped == NULL)
 			c->dropped = exceeds_window(c->model, query);
 	}
 }

@@ -186,6 +186,14 @@ $gw->sql(q{
 });
 $s->value(q{SELECT llm_embed('hi')});
 is($s->value(q{SELECT provider || '/' || model || ' ' || optimize FROM llm_requests ORDER BY request_id DESC LIMIT 1}), 'b/vectors cost', 'embeddings keep their model, and have it from where it is cheapest');
+for my $provider (qw(c b))
+{
+	$gw->sql("INSERT INTO llm_budgets (name, limit_usd, provider) VALUES ('of one', 0, '$provider')");
+	$s->value(q{SELECT llm_embed('hi')});
+	is($s->value(q{SELECT provider || ' ' || fallback || coalesce(' for ' || passed_over, '') FROM llm_requests ORDER BY request_id DESC LIMIT 1}),
+		{ c => 'b false', b => 'a true for b' }->{$provider}, "provider $provider has no money");
+	$gw->sql('DELETE FROM llm_budgets');
+}
 $s->value(q{SELECT count(*) FROM llm_embed_batch(ARRAY(SELECT g::text FROM generate_series(1, 50) g), optimize => 'cost')});
 is($s->value(q{SELECT provider || '/' || model FROM llm_requests ORDER BY request_id DESC LIMIT 1}), 'b/vectors', 'many of them, too');
 
