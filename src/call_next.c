@@ -333,7 +333,8 @@ blame_refusals(LlmCall *call)
 		LlmCandidate *c = &call->route.candidates[i];
 		LlmAttempt *a;
 
-		if (c->dropped != NULL || c->refused == LLMGW_ADMITTED)
+		/* an open breaker does not keep a call from one that is paid for */
+		if (c->dropped != NULL || c->refused == LLMGW_ADMITTED || c->shortage != NULL)
 			continue;
 		call->current = i;
 		a = llmgw_call_add_attempt(call);

@@ -148,6 +148,19 @@ $row = row($other, q{SELECT * FROM llm_complete_detail('x', model => 'both')});
 is("$row->{provider} $row->{attempts} " . ($row->{response} // $row->{error_message}), 'far 1 echo: x', 'one that has no room is not the last that is tried');
 cancel($s);
 ok(idle('near'), 'nothing is left');
+
+# and the one that is nearest is not paid for, in the place of which a worse one is not wanted
+$fake->script({ model => 'free', path => '/f' }, 'status-503');
+row($other, q{SELECT * FROM llm_complete_detail('x', model => 'far/free')});
+is(status($_)->{state}, 'open', "$_ is open again") for qw(near far);
+$gw->sql(q{UPDATE llm_models SET tier = 'premium', input_price = 0, output_price = 1000000 WHERE name = 'full';
+	UPDATE llm_models SET tier = 'economy', input_price = 0, output_price = 0 WHERE name = 'free';
+	INSERT INTO llm_budgets (name, limit_usd, provider) VALUES ('of near', 1, 'near')});
+$row = row($other, q{SELECT * FROM llm_complete_detail('x', 'critical', model => 'both', max_tokens => 100)});
+is("$row->{error_class} $row->{attempts}", 'budget 0', 'want of money is the error, not a breaker that would not have been minded');
+$row = row($other, q{SELECT * FROM llm_complete_detail('x', model => 'both', max_tokens => 100)});
+is("$row->{provider} $row->{attempts} " . ($row->{response} // $row->{error_message}), 'far 1 echo: x', 'where a worse one will do, the next nearest is tried');
+$gw->sql('DELETE FROM llm_budgets');
 $gw->sql(q{DELETE FROM llm_routing_rules WHERE alias = 'both'; DELETE FROM llm_models WHERE provider IN ('near', 'far'); DELETE FROM llm_providers WHERE name IN ('near', 'far')});
 
 # A provider that only a call can bring back, beside one that takes all calls
