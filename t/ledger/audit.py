@@ -10,8 +10,9 @@ words; the rules are those of the ledger's contract:
   - every request in the journal is one attempt in the ledger, in order; an attempt that is in
     no journal never reached the provider
   - usage times price, to the nano-dollar; an HTTP error costs nothing; what was sent and has no
-    known end costs the estimate of its input and the output that may have been seen; `unknown`
-    the estimate of the input and the output that was expected
+    known end costs the estimate of its input, or what the provider had counted of it, and the
+    output that may have been seen; `unknown` the estimate of the input and the output that was
+    expected
   - a call that was refused because the spool is full was not sent
   - no prompt is in the ledger twice, or without a client who sent it
 
@@ -362,7 +363,7 @@ class Audit:
             and attempt.error_class != "timeout"
             and _READ_UP_TO_THE_END & set(sent.entry["behaviour"].split("+"))
             and not sent.entry["reset"]
-            and charged.output != tokens(len(answer.text))
+            and charged.output != _seen(answer)
         ):
             yield f"is charged {charged.output} tokens, and {len(answer.text)} characters were seen"
 
@@ -372,12 +373,14 @@ class Audit:
         """Whether the charge is the rule's for something without a known end."""
         if request.status == "unknown" and last:
             return charged == _expected(record)
-        seen = tokens(len(answer.text))
         if answer.unread and charged.output:
             # what the model made may be in it
             most = record.max_tokens or charged.output
             return charged == Usage(_input(record), 0, min(tokens(answer.unread), most), 0)
-        return charged[:2] == (_input(record), 0) and 0 <= charged.output <= seen
+        inputs = [(_input(record), 0)]
+        if answer.counted:
+            inputs.append(answer.counted[:2])
+        return charged[:2] in inputs and 0 <= charged.output <= _seen(answer)
 
 
 def _in_order(attempts: list[Attempt], sent: list[Sent]) -> list[Sent]:
@@ -410,6 +413,11 @@ def _input(record: Record) -> int:
     if record.characters is not None:
         return tokens(record.characters)
     return tokens(len(record.prompt) + len(record.system or ""))
+
+
+def _seen(answer: Said) -> int:
+    """The tokens of an output of which all has been seen that was sent, or counted."""
+    return max(tokens(len(answer.text)), answer.counted.output if answer.counted else 0)
 
 
 def _expected(record: Record) -> Usage:

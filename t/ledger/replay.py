@@ -33,6 +33,7 @@ class Said:
     text: str = ""
     finish: str | None = None
     usage: Usage | None = None
+    counted: Usage | None = None  # the usage that was told before the end, of what there was then
     whole: bool = False  # an answer, up to its end
     unread: int = 0  # characters of a body that came at once, and is no answer
 
@@ -114,6 +115,8 @@ _ANTHROPIC_REASONS = {"end_turn": "stop", "max_tokens": "length", "tool_use": "t
 def _anthropic(value: dict[str, Any] | None, answer: Said, stream: bool) -> bool:
     assert value is not None
     match value:
+        case {"type": "message_start", "message": message}:
+            answer.counted = _anthropic_usage(message)
         case {"type": "content_block_delta", "delta": {"type": "text_delta", "text": text}}:
             answer.text += text
         case {"type": "message_stop"}:
@@ -121,25 +124,26 @@ def _anthropic(value: dict[str, Any] | None, answer: Said, stream: bool) -> bool
             return True
         case {"type": "message_delta", "delta": {"stop_reason": reason}, **rest}:
             answer.finish = _ANTHROPIC_REASONS[reason]
-            _anthropic_usage(rest, answer)
+            answer.usage = _anthropic_usage(rest)
         case {"type": "message", "content": blocks, "stop_reason": reason, **rest}:
             answer.text = "".join(b["text"] for b in blocks if b["type"] == "text")
             answer.finish, answer.whole = _ANTHROPIC_REASONS[reason], True
-            _anthropic_usage(rest, answer)
+            answer.usage = _anthropic_usage(rest)
             return True
     return False
 
 
-def _anthropic_usage(value: dict[str, Any], answer: Said) -> None:
-    """What comes before the end is not the whole."""
-    if usage := value.get("usage"):
-        cached, written = usage["cache_read_input_tokens"], usage["cache_creation_input_tokens"]
-        answer.usage = Usage(
-            usage["input_tokens"] + cached + written,
-            cached,
-            usage["output_tokens"],
-            usage["output_tokens_details"]["thinking_tokens"],
-        )
+def _anthropic_usage(value: dict[str, Any]) -> Usage | None:
+    usage = value.get("usage")
+    if not usage:
+        return None
+    cached, written = usage["cache_read_input_tokens"], usage["cache_creation_input_tokens"]
+    return Usage(
+        usage["input_tokens"] + cached + written,
+        cached,
+        usage["output_tokens"],
+        usage["output_tokens_details"]["thinking_tokens"],
+    )
 
 
 _GEMINI_REASONS = {"STOP": "stop", "MAX_TOKENS": "length"}
@@ -151,16 +155,20 @@ def _gemini(value: dict[str, Any] | None, answer: Said, stream: bool) -> bool:
     for part in candidate["content"]["parts"]:
         if not part.get("thought"):
             answer.text += part.get("text") or ""
+    usage = None
+    if counts := value.get("usageMetadata"):
+        thoughts = counts.get("thoughtsTokenCount", 0)
+        usage = Usage(
+            counts.get("promptTokenCount", 0),
+            counts.get("cachedContentTokenCount", 0),
+            counts.get("candidatesTokenCount", 0) + thoughts,
+            thoughts,
+        )
     if reason := candidate.get("finishReason"):
         answer.finish, answer.whole = _GEMINI_REASONS[reason], True
-        if usage := value.get("usageMetadata"):
-            thoughts = usage.get("thoughtsTokenCount", 0)
-            answer.usage = Usage(
-                usage.get("promptTokenCount", 0),
-                usage.get("cachedContentTokenCount", 0),
-                usage.get("candidatesTokenCount", 0) + thoughts,
-                thoughts,
-            )
+        answer.usage = usage
+    else:
+        answer.counted = usage
     return answer.whole
 
 
