@@ -417,7 +417,12 @@ def _input(record: Record) -> int:
 
 def _seen(answer: Said) -> int:
     """The tokens of an output of which all has been seen that was sent, or counted."""
-    return max(tokens(len(answer.text)), answer.counted.output if answer.counted else 0)
+    seen = tokens(len(answer.text))
+    if answer.counted is None:
+        return seen
+    # thoughts are not in the text
+    thoughts = min(answer.counted.reasoning, answer.counted.output)
+    return max(seen + thoughts, answer.counted.output)
 
 
 def _expected(record: Record) -> Usage:
